@@ -1,0 +1,282 @@
+"""Figures: one look for the whole report, and one call a panel.
+
+Each function draws results that it is given on an axis that it is given;
+none of them trains or samples. ``panels`` makes the axes, ``save_figure``
+shows a figure and keeps a vector copy of it.
+"""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from IPython.display import Image, Markdown, display
+from matplotlib.patches import FancyBboxPatch
+
+from helpers import bootstrap_interval
+
+WIDTH = 6.3  # inches: the printed column, so that a point is a point
+DENSITY = sns.color_palette("mako_r", as_cmap=True)
+DIVERGING = sns.color_palette("vlag", as_cmap=True)
+_BLIND = sns.color_palette("colorblind").as_hex()
+COLORS = {
+    "truth": "#222222",
+    "Circles": _BLIND[0], "Moons": _BLIND[1], "GaussiansGrid": _BLIND[2],
+    "GaussiansRot": _BLIND[4],
+    "narrow mixture": _BLIND[2], "wide mixture": _BLIND[9],
+    "spiral": _BLIND[3],
+    "KDE": _BLIND[8], "affine": _BLIND[0], "spline": _BLIND[1],
+    "course": _BLIND[7],
+}  # fmt: skip
+
+
+def set_theme():
+    """The report's look, and three decimals in tables."""
+    sns.set_theme("paper", "ticks", "colorblind", font_scale=0.85)
+    plt.rcParams.update({
+        "axes.grid": False, "axes.spines.top": False,
+        "axes.spines.right": False, "axes.titlesize": 8,
+        "axes.linewidth": 0.6, "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6, "xtick.major.size": 3,
+        "ytick.major.size": 3, "legend.frameon": False,
+        "figure.constrained_layout.use": True, "figure.dpi": 130,
+        "savefig.dpi": 200, "svg.hashsalt": "figures",
+        "axes.formatter.limits": (-3, 4),
+    })  # fmt: skip
+    pd.options.display.float_format = "{:.3f}".format
+    pd.options.display.max_columns = 30
+
+
+def panels(rows=1, cols=1, height=2.0, width=WIDTH, **options):
+    """A figure as wide as the printed column, `height` inches a row: ->
+    figure, array of axes (rows, cols)."""
+    size = (width, rows * height)
+    return plt.subplots(rows, cols, figsize=size, squeeze=False, **options)
+
+
+def _numpy(values):
+    return torch.as_tensor(values).detach().cpu().numpy()
+
+
+def _square(ax, grid=None, title=None):
+    ax.set_aspect("equal")
+    if grid is not None:
+        ax.set(xlim=grid.xlim, ylim=grid.ylim)
+    if title is not None:
+        ax.set_title(title)
+
+
+def plot_samples(ax, x, grid=None, color="C0", title=None, size=1.5):
+    """Points (n, 2), on the limits of a Grid. color: one, or one a point."""
+    x = _numpy(x)
+    ax.scatter(*x.T, s=size, c=color, linewidths=0, alpha=0.7, rasterized=True)
+    _square(ax, grid, title)
+
+
+def plot_density(ax, image, grid, vmax=None, title=None, **options):
+    """Values (size, size) on a Grid as a picture: -> what a colour bar
+    needs. vmax: the end of the colour scale, shared by compared panels."""
+    options = {"cmap": DENSITY, "vmin": 0, "vmax": vmax} | options
+    image = ax.imshow(
+        _numpy(image), origin="lower", extent=grid.extent, **options
+    )
+    _square(ax, grid, title)
+    return image
+
+
+def color_bar(fig, image, axes, label="p(x), per unit of area"):
+    """One bar for all the axes."""
+    bar = fig.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def plot_losses(ax, result, entropy=None, title=None):
+    """Every member's losses by epoch, their mean, each best epoch, and the
+    entropy of the truth: no density can do better on the truth."""
+    kinds = [("training", result.train_losses, "C7")]
+    kinds += [("held out", result.valid_losses, "C0")]
+    for label, losses, color in kinds:
+        losses = _numpy(losses).reshape(len(losses), -1)
+        ax.plot(losses, color=color, lw=0.3, alpha=0.4)
+        ax.plot(losses.mean(1), color=color, lw=1.2, label=label)
+    best = np.atleast_1d(_numpy(result.best_epoch))
+    lowest = np.atleast_1d(_numpy(result.best_valid_loss))
+    ax.plot(best, lowest, "o", ms=2.5, color="C3", label="best epoch")
+    if entropy is not None:
+        ax.axhline(entropy, color="k", lw=0.8, ls=":", label="entropy")
+    last = _numpy(result.valid_losses).reshape(-1)[-1]
+    floor = entropy if entropy is not None else lowest.min()
+    top = max(floor + 1.2, last + 0.2)
+    ax.set(xlabel="epoch", ylabel="nats a point", title=title)
+    ax.set_ylim(min(floor, lowest.min()) - 0.15, top)
+
+
+def origin_colors(z):
+    """A colour for each point of the prior: hue by angle, paler near 0."""
+    z = _numpy(z)
+    hue = np.arctan2(z[:, 1], z[:, 0]) / (2 * np.pi) % 1
+    strength = np.clip(np.hypot(*z.T) / 1.5, 0.15, 1)
+    return mpl.colors.hsv_to_rgb(np.stack([hue, strength, 0 * hue + 0.8], 1))
+
+
+@torch.no_grad()
+def _images(flow, z):
+    """z and its image after every layer."""
+    path = [z]
+    for layer in flow.layers:
+        path.append(layer(path[-1])[0])
+    return path
+
+
+def plot_layers(axes, flow, path, grid):
+    """One panel a layer: points colored by where they started, over the
+    images of a square grid in z. path: flow.sample_x_each_layer(...)."""
+    ticks, fine = torch.linspace(-3, 3, 13), torch.linspace(-3, 3, 200)
+    lines = torch.cat([
+        torch.stack([ticks[:, None].expand(13, 200), fine.expand(13, 200)], 2),
+        torch.stack([fine.expand(13, 200), ticks[:, None].expand(13, 200)], 2),
+    ])  # fmt: skip
+    dtype = next(flow.parameters()).dtype
+    warped = _images(flow, lines.reshape(-1, 2).to(dtype))
+    colors = origin_colors(path[0])
+    for k, (ax, x, net) in enumerate(zip(axes, path, warped, strict=True)):
+        curves = _numpy(net).reshape(26, 200, 2)
+        ax.plot(*curves.transpose(2, 1, 0), color="0.75", lw=0.3, zorder=0)
+        title = "prior" if k == 0 else f"after layer {k}"
+        plot_samples(ax, x, grid, colors, title)
+
+
+def plot_intervals(ax, groups, color="C0", labels=None, log=False):
+    """A column a group: every seed's value, their mean, and its 95 %
+    bootstrap interval. groups: {label: values}."""
+    for k, (_, values) in enumerate(groups.items()):
+        values = np.asarray(values, dtype=float)
+        shade = color[k] if isinstance(color, list) else color
+        spread = np.linspace(-0.15, 0.15, len(values))
+        ax.plot(k + spread, values, "o", ms=2.5, color=shade, alpha=0.5, mew=0)
+        mean, low, high = bootstrap_interval(values)
+        if len(values) > 1:
+            ax.plot([k + 0.28] * 2, [low, high], color=shade, lw=1.2)
+        ax.plot(k + 0.28, mean, "D", ms=3.5, color=shade)
+    ax.set_xticks(range(len(groups)), labels or [str(g) for g in groups])
+    ax.set_xlim(-0.5, len(groups) - 0.3)
+    if log:
+        ax.set_yscale("log")
+
+
+def plot_trend(ax, table, x, y="kl", color="C0", label=None):
+    """y against x, both on log scales: every run, mean and interval."""
+    done = table[table.status == "ok"]
+    ax.plot(done[x], done[y], "o", ms=2.5, color=color, alpha=0.4, mew=0)
+    means = done.groupby(x)[y].apply(lambda v: bootstrap_interval(v))
+    xs = means.index.to_numpy(dtype=float)
+    mean, low, high = np.array(means.tolist()).T
+    finite = np.isfinite(low)
+    ax.vlines(xs[finite], low[finite], high[finite], color=color, lw=1.2)
+    ax.plot(xs, mean, "D-", ms=3.5, lw=1, color=color, label=label)
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(xs, [f"{v:g}" for v in xs])
+    ax.minorticks_off()
+
+
+def plot_graph(ax, inverse=False):
+    """The coupling layer as a computational graph, x to y; or its inverse,
+    y to x."""
+    source, target = ("y", "x") if inverse else ("x", "y")
+    first, second = ("−", "×") if inverse else ("×", "+")
+    boxes = [("t", 1.45), ("exp(−s)", 2.75)]
+    if not inverse:
+        boxes = [("exp(s)", 1.45), ("t", 2.75)]
+
+    def node(x, y, text, width=0.42, color="white"):
+        style = "round,pad=0,rounding_size=0.12"
+        box = FancyBboxPatch(
+            (x - width / 2, y - 0.17), width, 0.34, boxstyle=style,
+            fc=color, ec="0.2", lw=0.8, zorder=3,
+        )  # fmt: skip
+        ax.add_patch(box)
+        ax.text(x, y, text, ha="center", va="center", zorder=4)
+
+    def arrow(*points):
+        xs, ys = (
+            zip(*points[:-1], strict=True) if len(points) > 2 else ((), ())
+        )
+        ax.plot(xs, ys, color="0.2", lw=0.8, zorder=1)
+        style = {"arrowstyle": "-|>", "color": "0.2", "lw": 0.8}
+        style |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
+        ax.annotate("", points[-1], points[-2], arrowprops=style, zorder=2)
+
+    pale, tint = "#e8f1f5", "#fdf0dd"
+    for row, i in ((1.4, 1), (0.0, 2)):
+        node(0, row, f"${source}_{i}$", color=pale)
+        node(4.2, row, f"${target}_{i}$", color=pale)
+    arrow((0.21, 1.4), (3.99, 1.4))
+    for (label, x), sign in zip(boxes, (first, second), strict=True):
+        node(
+            x, 0.72, label, width=0.85 if "exp" in label else 0.42, color=tint
+        )
+        node(x, 0, sign, width=0.34)
+        arrow((x, 1.4), (x, 0.89))
+        arrow((x, 0.55), (x, 0.17))
+        ax.plot(x, 1.4, "o", ms=3, color="0.2")
+    x1, x2 = (x for _, x in boxes)
+    arrow((0.21, 0), (x1 - 0.17, 0))
+    arrow((x1 + 0.17, 0), (x2 - 0.17, 0))
+    arrow((x2 + 0.17, 0), (3.99, 0))
+    ax.set(xlim=(-0.3, 4.5), ylim=(-0.3, 1.7), aspect="equal")
+    ax.axis("off")
+    name = r"$f^{-1}$: y to x" if inverse else "$f$: x to y"
+    ax.set_title(name)
+
+
+def _write(path, data):
+    """Beside it and renamed, so that no reader meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+
+
+def _bytes(fig, kind):
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    fig.savefig(buffer, format=kind, metadata=metadata, dpi=200)
+    return buffer.getvalue()
+
+
+def save_figure(fig, name, caption="", frames=()):
+    """Show a figure with its caption, and keep it as figures/<name>.svg.
+
+    frames: [(figure, label, text), ...] become a slider in the HTML report,
+    of which fig is the still. The folder is $FIGURES, where that is set.
+    """
+    here = Path(__file__).parent / "figures"
+    folder = Path(os.environ.get("FIGURES", here))
+    _write(folder / f"{name}.svg", _bytes(fig, "svg"))
+    about = {"figure": name, "caption": caption}
+    if frames:
+        about["frames"] = [{"label": lb, "text": t} for _, lb, t in frames]
+    for k, (frame, _, _) in enumerate(frames):
+        _write(folder / f"{name}-{k:02d}.png", _bytes(frame, "png"))
+        plt.close(frame)
+    display(
+        Image(_bytes(fig, "png"), width=int(fig.get_figwidth() * 130)),
+        metadata=about,
+    )
+    plt.close(fig)
+    if caption:
+        display(Markdown(f"*{caption}*"), metadata={"figure_caption": True})
+
+
+def say(text):
+    """A sentence that carries figures from the run, as Markdown."""
+    display(Markdown(text))
