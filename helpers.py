@@ -541,12 +541,12 @@ def leave_one_out(samples, candidates):
 def select_bandwidth(samples, candidates=None):
     """The bandwidth h with the best leave-one-out likelihood: -> float.
 
-    samples: (N >= 2, 2). candidates: bandwidths > 0; by default 20 between
+    samples: (N >= 2, 2). candidates: bandwidths > 0; by default 16 between
     0.1 and 1.2 times reference_bandwidth(samples). ValueError if there are
     fewer than two samples, all are equal, or there is no candidate.
     """
     if candidates is None:
-        candidates = reference_bandwidth(samples) * np.geomspace(0.1, 1.2, 20)
+        candidates = reference_bandwidth(samples) * np.geomspace(0.1, 1.2, 16)
     scores = leave_one_out(samples, candidates)
     return float(candidates[int(scores.argmax())])
 
@@ -1321,3 +1321,16 @@ def bootstrap_interval(values, level=0.95, resamples=10_000, seed=0):
     ends = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(values[picks].mean(1), ends)
     return Interval(float(values.mean()), float(low), float(high))
+
+
+def verdict(claim, interval):
+    """A claim that a mean difference is positive, judged by its interval:
+    -> "claim: holds", "claim: does not hold" (it is negative), or
+    "claim: not decided" where the interval contains 0."""
+    if not isinstance(interval, Interval):
+        raise TypeError(f"interval must be an Interval, got {interval!r}")
+    if interval.low > 0:
+        return f"{claim}: holds"
+    if interval.high < 0:
+        return f"{claim}: does not hold"
+    return f"{claim}: not decided"

@@ -5,9 +5,12 @@ none of them trains or samples. ``panels`` makes the axes, ``save_figure``
 shows a figure and keeps a vector copy of it.
 """
 
+import ast
+import inspect
 import io
 import os
 import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -280,3 +283,13 @@ def save_figure(fig, name, caption="", frames=()):
 def say(text):
     """A sentence that carries figures from the run, as Markdown."""
     display(Markdown(text))
+
+
+def show_source(*objects):
+    """Code from helpers.py as it stands there, without its docstring."""
+    for thing in objects:
+        source = textwrap.dedent(inspect.getsource(thing))
+        doc = ast.get_docstring(ast.parse(source).body[0], clean=False)
+        if doc is not None:
+            source = source.replace(f'    """{doc}"""\n', "", 1)
+        say(f"```python\n{source.rstrip()}\n```")
