@@ -899,10 +899,12 @@ class CouplingFlow(Bijection):
 class TrainingResult:
     """What train returns; with S members the entries are tensors (S,).
 
-    flow: the flow to use, with the weights of its best epoch. train_losses,
+    flow: the flow to use, with the weights of used_epoch. train_losses,
     valid_losses: (epochs[, S]), mean -log p in nats a point, on the noisy
     training points and the clean held-out ones. best_epoch: where, counted
     from 0, valid_losses is lowest, and best_valid_loss its value there.
+    used_epoch: the last one no worse than that by more than one standard
+    error of the difference, point by point.
     jitter: standard deviation of the noise, in the data's unit. diverged:
     whether a loss stopped being finite. interrupted: whether epochs are
     missing. seconds: CPU time.
@@ -913,6 +915,7 @@ class TrainingResult:
     valid_losses: torch.Tensor
     best_epoch: int | torch.Tensor
     best_valid_loss: float | torch.Tensor
+    used_epoch: int | torch.Tensor
     jitter: float | torch.Tensor
     diverged: bool | torch.Tensor
     interrupted: bool
@@ -928,8 +931,11 @@ def train(
     .flow is the trained one.
 
     data: a ToyDataset or points (N, 2); for S members one of these, or a
-    list of S of one size. The last valid_fraction of it is held out to
-    choose the best epoch. Each switch can be turned off:
+    list of S of one size. The last valid_fraction of it is held out. The
+    weights returned are those of the last epoch whose held-out loss is
+    within a standard error of the best one's: among losses that a small
+    held-out set cannot tell apart, the most trained. Each switch can be
+    turned off:
     jitter: every batch gets fresh N(0, h^2 I) noise, h = jitter times
         select_bandwidth of the training points. This is maximum likelihood
         on their kernel density estimate. 0: none.
@@ -943,7 +949,8 @@ def train(
     A KeyboardInterrupt after the first epoch returns what was reached. A
     member whose loss stops being finite is left out with a warning;
     RuntimeError if none remains. ValueError, TypeError for bad arguments.
-    (Kingma, Ba 2015; Loshchilov, Hutter 2017; Izmailov et al. 2018)
+    (Kingma, Ba 2015; Loshchilov, Hutter 2017; Izmailov et al. 2018;
+    Breiman et al. 1984 for the rule of one standard error)
     """
     if not isinstance(flow, CouplingFlow):
         raise TypeError(f"flow must be a CouplingFlow, got {flow!r}")
@@ -969,9 +976,10 @@ def train(
     )
     averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(average))
     used = averaged.module if average else flow
-    best = [p.detach().clone() for p in used.parameters()]
-    lowest = fitted.new_full(fitted.shape[:-2], math.inf)
-    alive = torch.ones_like(lowest, dtype=torch.bool)
+    kept = [p.detach().clone() for p in used.parameters()]
+    kept_epoch = fitted.new_zeros(fitted.shape[:-2], dtype=torch.long)
+    best = fitted.new_full(valid.shape[:-1], -math.inf)  # log p, each point
+    alive = torch.ones_like(kept_epoch, dtype=torch.bool)
     losses, valid_losses, reached = [], [], None
     start = time.process_time()
     bar = tqdm(
@@ -997,7 +1005,8 @@ def train(
                     averaged.update_parameters(flow)
                 loss = loss + batch_loss.detach() * batch.shape[-2] / n
             with torch.no_grad():
-                valid_loss = -used._log_probability(valid).mean(-1)
+                log_p = used._log_probability(valid)
+            valid_loss = -log_p.mean(-1)
             losses.append(loss)
             valid_losses.append(valid_loss)
             alive = alive & loss.isfinite()
@@ -1008,18 +1017,20 @@ def train(
                     f"learning_rate below {learning_rate}, or a flow with a "
                     "bounded log-scale (bound=1.5)"
                 )
-            better = valid_loss < lowest  # never so where it is NaN
-            lowest = torch.where(better, valid_loss, lowest)
-            best = [
-                torch.where(_as_wide(better, p), p.detach(), b)
-                for p, b in zip(used.parameters(), best, strict=True)
+            better = valid_loss < -best.mean(-1)  # never where it is NaN
+            best = torch.where(better[..., None], log_p, best)
+            keep = better | _no_worse(log_p, best)
+            kept_epoch = torch.where(keep, epoch, kept_epoch)
+            kept = [
+                torch.where(_as_wide(keep, p), p.detach(), k)
+                for p, k in zip(used.parameters(), kept, strict=True)
             ]
-            reached = epoch + 1, best, lowest, alive
+            reached = epoch + 1, kept, kept_epoch, best, alive
             bar.set_postfix_str(f"validation {valid_loss.mean():.3f} nats")
     except KeyboardInterrupt:
         if reached is None:
             raise
-    done, best, lowest, alive = reached
+    done, kept, kept_epoch, best, alive = reached
     if done < epochs:
         warnings.warn(
             f"interrupted: returning the best of {done} epochs", stacklevel=2
@@ -1028,12 +1039,12 @@ def train(
         lost = (~alive).nonzero().flatten().tolist()
         warnings.warn(f"members {lost} diverged, left out", stacklevel=2)
     trained = copy.deepcopy(flow)
-    for parameter, value in zip(trained.parameters(), best, strict=True):
+    for parameter, value in zip(trained.parameters(), kept, strict=True):
         parameter.data = value
     losses = torch.stack(losses[:done])
     valid_losses = torch.stack(valid_losses[:done])
     best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
-    entries = best_epoch, lowest, width, ~alive
+    entries = best_epoch, -best.mean(-1), kept_epoch, width, ~alive
     if flow.members is None:
         entries = (entry.item() for entry in entries)
     seconds = time.process_time() - start
@@ -1090,6 +1101,13 @@ def _bandwidth(points, at_most=2000):
     """select_bandwidth of at most so many points, h ~ N^(-1/6) beyond."""
     few = points[:at_most]
     return select_bandwidth(few) * (len(points) / len(few)) ** (-1 / 6)
+
+
+def _no_worse(log_p, best):
+    """Whether the mean of log_p, (..., n), is below that of best by less
+    than a standard error of their difference; False for a single point."""
+    loss = best - log_p
+    return loss.mean(-1) <= loss.std(-1) / loss.shape[-1] ** 0.5
 
 
 def _as_wide(value, parameter):
