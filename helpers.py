@@ -74,6 +74,13 @@ def _integer(value, name, at_least=1):
     return int(value)
 
 
+def check_counts(**counts):
+    """Refuse a count that is not an integer >= 1, by its name: TypeError or
+    ValueError. The notebooks' parameters pass through here first."""
+    for name, value in counts.items():
+        _integer(value, name)
+
+
 def _number(value, name, above=0.0, below=math.inf, or_equal=False):
     real = (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, real):
@@ -264,7 +271,8 @@ class Moons(Density):
     def _quadrature(self, x):
         """Nodes t and log-weights for each point: (2, n, 32) each."""
         phi = torch.atan2(x[:, 1], x[:, 0])
-        middle, above = phi.remainder(math.pi), phi >= 0
+        above = phi >= 0
+        middle = torch.where(above, phi, phi + math.pi)
         ends = torch.stack([0 * phi, 0 * phi + math.pi])
         peak = torch.where(above, middle, ends)
         toward = torch.where(above, ends, middle) - peak
@@ -710,7 +718,7 @@ class AffineCoupling(nn.Module):
 
     networks, outputs = 2, 1
 
-    def __init__(self, members, bound=1.5):
+    def __init__(self, members, bound=2.0):
         super().__init__()
         self.bound = bound if bound is None else _number(bound, "bound")
         if bound is None:
@@ -1015,7 +1023,7 @@ def train(
                     f"training diverged in epoch {epoch + 1} of {epochs}: "
                     f"the loss is {loss.flatten()[0].item()}; try a "
                     f"learning_rate below {learning_rate}, or a flow with a "
-                    "bounded log-scale (bound=1.5)"
+                    "bounded log-scale (bound=2.0)"
                 )
             better = valid_loss < -best.mean(-1)  # never where it is NaN
             best = torch.where(better[..., None], log_p, best)
