@@ -32,8 +32,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -107,9 +106,10 @@ def _choice(value, name, known):
     return value
 
 
-# Added to a seed, so that data, weights, noise and test points that share
-# the seed 0 do not share their random numbers.
-_WEIGHTS, _TRAINING, _SCORING = 1 << 32, 2 << 32, 3 << 32
+# Mixed into a seed, so that data, weights, noise and test points that share
+# the seed 0 do not share their random numbers. (Not added above its 32 bits:
+# those are all that torch's generator keeps.)
+_WEIGHTS, _TRAINING, _SCORING = 1, 2, 3
 
 
 def _generator(seed, stream=0):
@@ -118,7 +118,9 @@ def _generator(seed, stream=0):
     seed = _integer(seed, "seed", at_least=0)
     if seed >= 1 << 32:
         raise ValueError(f"seed must be below 2^32, got {seed}")
-    return torch.Generator().manual_seed(seed + stream)
+    if stream:
+        seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
+    return torch.Generator().manual_seed(seed)
 
 
 def _generators(seed, members, stream):
@@ -154,7 +156,8 @@ class Density:
     def density(self, grid):
         """p on a Grid: -> (size, size), row i at grid.y[i]; flattened, it is
         in the order of grid.points."""
-        return grid.image(self.log_probability(_grid(grid).points).exp())
+        points = _grid(grid).points
+        return grid.image(self.log_probability(points).exp())
 
 
 def _normal(n, generator):
@@ -393,7 +396,12 @@ class Grid:
 
     def image(self, values):
         """Values at .points, (..., size^2) -> (..., size, size): row i lies
-        at y[i]."""
+        at y[i]. ValueError for another number of values."""
+        if np.shape(values)[-1:] != (self.size**2,):
+            raise ValueError(
+                f"values must have shape (..., {self.size**2}), "
+                f"got {tuple(np.shape(values))}"
+            )
         return values.reshape(*values.shape[:-1], self.size, self.size)
 
 
@@ -416,7 +424,7 @@ class GaussianKDE(Density):
 
     def __init__(self, samples, H):
         self.samples = _points(samples, "samples")
-        if np.ndim(H) == 0:
+        if not isinstance(H, (list, tuple)) and np.ndim(H) == 0:
             h = H.item() if isinstance(H, torch.Tensor) else H
             H = _number(h, "H") * np.eye(2)
         self.H = _points(H, "H")
@@ -427,7 +435,7 @@ class GaussianKDE(Density):
             )
         self._centre = self.samples.mean(0)  # keeps digits far from 0
         self._scaled = self._scale(self.samples)
-        self._chunk = max(1, 2**20 // len(self.samples))
+        self._chunk = max(1, 2**17 // len(self.samples))
 
     def _scale(self, x):
         """H^-1 x, from the samples' centre: (n, 2) -> (2, n)."""
@@ -455,22 +463,22 @@ class GaussianKDE(Density):
             return super().density(grid)
         hx, hy = covariance.diagonal().sqrt()
         total = torch.zeros(_grid(grid).size, grid.size, dtype=torch.float64)
-        for part in self.samples.split(max(1, 2**22 // grid.size)):
+        for part in self.samples.split(max(1, 2**17 // grid.size)):
             along_x = _kernel_matrix(grid.x, part[:, 0], hx)
             along_y = _kernel_matrix(grid.y, part[:, 1], hy)
             total += along_y @ along_x.T
-        return total / len(self.samples)
+        return total / (2 * math.pi * hx * hy * len(self.samples))
 
 
 def _kernel_matrix(centres, samples, h):
-    """One-dimensional Gaussian kernel of width h: (g,), (N,) -> (g, N).
+    """exp(-(c - x)^2 / 2 h^2) for all pairs: (g,), (N,) -> (g, N).
 
-    Under exp(-350) of its peak it counts as 0: a product of two such values
-    would be a denormal number, which processors handle slowly.
+    Under exp(-350) it counts as 0: a product of two such values would be a
+    denormal number, which processors handle slowly.
     """
-    exponent = ((centres[:, None] - samples) / h).square_().div_(-2)
-    kernel = F.threshold_(exponent, -350.0, -math.inf).exp_()
-    return kernel / (h * math.sqrt(2 * math.pi))
+    unit = h * math.sqrt(2)
+    exponent = ((centres / unit)[:, None] - samples / unit).square_().neg_()
+    return F.threshold_(exponent, -350.0, -math.inf).exp_()
 
 
 def _squared_distances(a, b):
@@ -534,7 +542,8 @@ def leave_one_out(samples, candidates):
             "candidates must be a non-empty list of bandwidths, "
             f"got {candidates!r}"
         )
-    widths = [_number(float(c), "candidates") for c in candidates]
+    numbers = [c.item() if hasattr(c, "item") else c for c in candidates]
+    widths = [_number(c, "candidates") for c in numbers]
     total = torch.zeros(len(widths), dtype=torch.float64)
     points, n = (samples - samples.mean(0)).T, len(samples)
     for rows in torch.arange(n).split(max(1, 2**18 // n)):
@@ -572,7 +581,7 @@ def sharpen(samples, h):
     samples, h = _points(samples, "samples"), _number(h, "h")
     centre = samples.mean(0)
     points, moved = (samples - centre).T, []
-    for part in points.split(max(1, 2**20 // len(samples)), dim=1):
+    for part in points.split(max(1, 2**17 // len(samples)), dim=1):
         d2 = _squared_distances(part, points).div_(-2 * h**2)
         moved.append(d2.clamp_(min=-350.0).exp_() @ points.T)
         moved[-1] /= d2.sum(1, keepdim=True)
@@ -583,7 +592,8 @@ def sharpen(samples, h):
 
 
 class Linear(nn.Module):
-    """x W + b: (*lead, n, in) -> (*lead, n, out), weights (*lead, in, out).
+    """x W + b: (L, n, in) -> (L, n, out), weights (*lead, in, out) with L
+    the product of lead.
 
     The leading axes count independent networks (the members, and s beside
     t); no other formula in this file mentions them.
@@ -595,7 +605,10 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(*lead, 1, fan_out))
 
     def forward(self, x):
-        return x @ self.weight + self.bias
+        weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
+        if weight.shape[2] == 1:  # sums of products, at which bmm is slow
+            return (x * weight.mT).sum(-1, keepdim=True) + bias
+        return torch.baddbmm(bias, x, weight)
 
 
 class Bijection(nn.Module):
@@ -642,8 +655,8 @@ class CouplingLayer(Bijection):
         lead = () if members is None else (members,)
         lead, width = (*lead, kind.networks), _integer(hidden, "hidden")
         self.network = nn.Sequential(
-            Linear(lead, 1, width), nn.LeakyReLU(),
-            Linear(lead, width, width), nn.LeakyReLU(),
+            Linear(lead, 1, width), nn.LeakyReLU(inplace=True),
+            Linear(lead, width, width), nn.LeakyReLU(inplace=True),
             Linear(lead, width, self.coupling.outputs),
         )  # fmt: skip
         self._draw(_generators(seed, members or 1, _WEIGHTS))
@@ -689,7 +702,9 @@ class CouplingLayer(Bijection):
 
     def _condition(self, kept):
         """The networks' outputs: (..., n) -> (..., networks, n, outputs)."""
-        return self.network(kept[..., None, :, None])
+        lead = self.network[0].weight.shape[:-2]
+        inputs = kept[..., None, :, None].expand(*lead, -1, -1)
+        return self.network(inputs.flatten(0, -3)).unflatten(0, lead)
 
     def _merge(self, kept, changed):
         both = (kept.expand_as(changed), changed)
@@ -745,9 +760,10 @@ class SplineCoupling(nn.Module):
     interval], and the identity outside.
 
     The network gives the pieces' widths and heights (a softmax, none below
-    a hundredth of the interval) and the slopes at the inner knots, between
-    exp(-2) and exp(2); the slope at both ends is 1. Both bounds keep the
-    inverse well conditioned. (Durkan et al. 2019, equations 4 to 8)
+    a fiftieth of the interval, or 0.16 / bins of it beyond 8 bins) and the
+    slopes at the inner knots, between exp(-2) and exp(2); the slope at both
+    ends is 1. Both bounds keep the inverse well conditioned.
+    (Durkan et al. 2019, equations 4 to 8)
     """
 
     networks = 1
@@ -791,7 +807,7 @@ class SplineCoupling(nn.Module):
     def forward(self, y, condition):
         inside, unit = self._unit(y)
         x0, y0, width, height, d0, d1 = self._piece(unit, condition, False)
-        ratio, u = height / width, (unit - x0) / width
+        ratio, u = height / width, ((unit - x0) / width).clamp(0, 1)
         v, curve = u * (1 - u), d0 + d1 - 2 * ratio
         part = (ratio * u.square() + d0 * v) / (ratio + curve * v)
         bent = (y0 + height * part) * self.interval
@@ -805,7 +821,9 @@ class SplineCoupling(nn.Module):
         curve = part * (d0 + d1 - 2 * ratio)
         a, b, c = ratio - d0 + curve, d0 - curve, -ratio * part
         root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
-        u = -2 * c / (b + root)  # the root in [0, 1], without cancellation
+        # The root in [0, 1], by the form that does not cancel.
+        u = torch.where(b < 0, root - b, -2 * c)
+        u = (u / torch.where(b < 0, 2 * a, b + root)).clamp(0, 1)
         straight = (x0 + width * u) * self.interval
         log_det = -self._log_slope(u, ratio, d0, d1)
         return straight.where(inside, y), log_det.where(inside, 0 * y)
@@ -868,7 +886,8 @@ class CouplingFlow(Bijection):
     @torch.no_grad()
     def density(self, grid):
         """p on a Grid: -> (size, size), or (S, size, size) with members."""
-        return grid.image(self.log_probability(_grid(grid).points).exp())
+        points = _grid(grid).points
+        return grid.image(self.log_probability(points).exp())
 
     def sample(self, n, seed=0):
         """n points: -> (n, 2), or (S, n, 2), all members from the same z."""
@@ -930,6 +949,19 @@ class TrainingResult:
     seconds: float
 
 
+@contextlib.contextmanager
+def _one_thread():
+    """The flows' matrices are too small to share: threads that wait for one
+    another cost more than they save, and change the last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def train(
     flow, data, epochs, *, batch_size=256, learning_rate=1e-2, cosine=True,
     jitter=1.2, sharpened=True, average=0.99, shuffle=True,
@@ -950,7 +982,8 @@ def train(
     sharpened: the noise is added to sharpen(points, h) in their place.
     cosine: learning_rate falls to 0 along a cosine.
     average: decay of the running mean of the weights, which is what is
-        validated and returned. 0: none.
+        validated and returned; over the first 1 / (1 - average) steps it is
+        their plain mean. 0: none.
     shuffle: a new order in every epoch.
     Member i of seed s is trained as a single flow of seed s + i would be.
 
@@ -982,8 +1015,8 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, epochs * batches if cosine else math.inf
     )
-    averaged = AveragedModel(flow, multi_avg_fn=get_ema_multi_avg_fn(average))
-    used = averaged.module if average else flow
+    used = copy.deepcopy(flow) if average else flow
+    weights, mean, step = list(flow.parameters()), list(used.parameters()), 0
     kept = [p.detach().clone() for p in used.parameters()]
     kept_epoch = fitted.new_zeros(fitted.shape[:-2], dtype=torch.long)
     best = fitted.new_full(valid.shape[:-1], -math.inf)  # log p, each point
@@ -1009,8 +1042,11 @@ def train(
                 batch_loss.sum().backward()
                 optimizer.step()
                 schedule.step()
+                step += 1
                 if average:
-                    averaged.update_parameters(flow)
+                    with torch.no_grad():
+                        rate = max(1 - average, 1 / step)
+                        torch._foreach_lerp_(mean, weights, rate)
                 loss = loss + batch_loss.detach() * batch.shape[-2] / n
             with torch.no_grad():
                 log_p = used._log_probability(valid)
@@ -1039,6 +1075,12 @@ def train(
         if reached is None:
             raise
     done, kept, kept_epoch, best, alive = reached
+    alive = alive & best.mean(-1).isfinite()
+    if not alive.any():
+        raise RuntimeError(
+            "the held-out loss was never finite: look for an outlier among "
+            "the last points of data"
+        )
     if done < epochs:
         warnings.warn(
             f"interrupted: returning the best of {done} epochs", stacklevel=2
@@ -1063,7 +1105,7 @@ def train(
 
 def _training_points(flow, data):
     """What train takes as data, as the flow's (n, 2) or (S, n, 2)."""
-    many = isinstance(data, (list, tuple)) and flow.members
+    many = isinstance(data, (list, tuple)) and data and flow.members
     if many and isinstance(data[0], (ToyDataset, torch.Tensor, np.ndarray)):
         parts = [flow._check(getattr(d, "data", d), "data") for d in data]
         sizes = {part.shape for part in parts}
@@ -1115,6 +1157,8 @@ def _no_worse(log_p, best):
     """Whether the mean of log_p, (..., n), is below that of best by less
     than a standard error of their difference; False for a single point."""
     loss = best - log_p
+    if loss.shape[-1] == 1:
+        return torch.zeros_like(loss[..., 0], dtype=torch.bool)
     return loss.mean(-1) <= loss.std(-1) / loss.shape[-1] ** 0.5
 
 
@@ -1204,17 +1248,6 @@ _KNOWN = {
 }  # fmt: skip
 
 
-@contextlib.contextmanager
-def _one_thread():
-    """Lets processes not compete, nor their number change the results."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _run(setting, seeds, points):
     """One ensemble, a member a seed: -> (rows, TrainingResult or None)."""
 
@@ -1273,6 +1306,8 @@ def sweep(
     settings = _settings(settings)
     seeds = range(_integer(seeds, "seeds"))
     _integer(points, "points", at_least=2)
+    _flag(results, "results"), _flag(progress, "progress")
+    _jobs(n_jobs)
     parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator")
     jobs = parallel(joblib.delayed(_run)(s, seeds, points) for s in settings)
     bar = tqdm(
@@ -1295,6 +1330,12 @@ def sweep(
     return (table, trained) if results else table
 
 
+def _jobs(n_jobs):
+    """What joblib takes: not 0; below 0, counted from all cores."""
+    if _integer(n_jobs, "n_jobs", at_least=-math.inf) == 0:
+        raise ValueError(f"n_jobs must not be 0, got {n_jobs}")
+
+
 def _settings(settings):
     dicts = isinstance(settings, (list, tuple)) and len(settings)
     if not (dicts and all(isinstance(s, dict) for s in settings)):
@@ -1307,8 +1348,9 @@ def _settings(settings):
         missing = {"dist_type", "num_layers", "epochs"} - setting.keys()
         if unknown or missing:
             raise ValueError(
-                f"setting {setting!r} has unknown keys {sorted(unknown)} and "
-                f"lacks {sorted(missing)}; known: {', '.join(sorted(known))}"
+                f"setting {setting!r} has unknown keys "
+                f"{sorted(unknown, key=str)} and lacks {sorted(missing)}; "
+                f"known: {', '.join(sorted(known))}"
             )
     return settings
 
@@ -1320,6 +1362,9 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def __str__(self):
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
 
 def bootstrap_interval(values, level=0.95, resamples=10_000, seed=0):
     """Mean of values (n,) and its percentile bootstrap interval.
@@ -1330,6 +1375,7 @@ def bootstrap_interval(values, level=0.95, resamples=10_000, seed=0):
     """
     level = _number(level, "level", below=1)
     resamples = _integer(resamples, "resamples")
+    random = np.random.default_rng(_integer(seed, "seed", at_least=0))
     try:
         values = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
@@ -1342,7 +1388,6 @@ def bootstrap_interval(values, level=0.95, resamples=10_000, seed=0):
         )
     if len(values) == 1:
         return Interval(float(values[0]), -math.inf, math.inf)
-    random = np.random.default_rng(_integer(seed, "seed", at_least=0))
     picks = random.integers(len(values), size=(resamples, len(values)))
     ends = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(values[picks].mean(1), ends)

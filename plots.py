@@ -49,6 +49,7 @@ def set_theme():
         "ytick.major.width": 0.6, "xtick.major.size": 3,
         "ytick.major.size": 3, "legend.frameon": False,
         "figure.constrained_layout.use": True, "figure.dpi": 130,
+        "figure.max_open_warning": 0,
         "savefig.dpi": 200, "svg.hashsalt": "figures",
         "axes.formatter.limits": (-3, 4),
     })  # fmt: skip
@@ -93,6 +94,13 @@ def plot_density(ax, image, grid, vmax=None, title=None, **options):
     return image
 
 
+def bare(axes):
+    """Takes ticks and frame from pictures whose axes say nothing new."""
+    for ax in np.ravel(axes):
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+
+
 def color_bar(fig, image, axes, label="p(x), per unit of area"):
     """One bar for all the axes."""
     bar = fig.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
@@ -101,14 +109,14 @@ def color_bar(fig, image, axes, label="p(x), per unit of area"):
 
 
 def plot_losses(ax, result, entropy=None, title=None):
-    """Every member's losses by epoch, their mean, each best epoch, and the
+    """Every member's losses by epoch, their median, each best epoch, and the
     entropy of the truth: no density can do better on the truth."""
     kinds = [("training", result.train_losses, "C7")]
     kinds += [("held out", result.valid_losses, "C0")]
     for label, losses, color in kinds:
         losses = _numpy(losses).reshape(len(losses), -1)
         ax.plot(losses, color=color, lw=0.3, alpha=0.4)
-        ax.plot(losses.mean(1), color=color, lw=1.2, label=label)
+        ax.plot(np.median(losses, 1), color=color, lw=1.2, label=label)
     best = np.atleast_1d(_numpy(result.best_epoch))
     lowest = np.atleast_1d(_numpy(result.best_valid_loss))
     ax.plot(best, lowest, "o", ms=2.5, color="C3", label="best epoch")
@@ -252,7 +260,7 @@ def _write(path, data):
 def _bytes(fig, kind):
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    fig.savefig(buffer, format=kind, metadata=metadata, dpi=200)
+    fig.savefig(buffer, format=kind, metadata=metadata, dpi=160)
     return buffer.getvalue()
 
 

@@ -1,0 +1,70 @@
+"""Independent truths that several tests compare with."""
+
+import numpy as np
+import torch
+from scipy import stats
+
+from helpers import CouplingFlow, Grid
+
+# Every goodness-of-fit test fails a correct program once in a million
+# seeds; the seeds are fixed.
+FALSE_ALARM = 1e-6
+
+
+def scrambled(flow, seed=0, size=0.4):
+    """The flow in place, every parameter plus size * N(0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += size * noise.to(parameter)
+    return flow
+
+
+def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
+              dtype=torch.float64, **options):  # fmt: skip
+    """A flow far from the identity."""
+    flow = CouplingFlow(K, members, coupling, seed, **options)
+    return scrambled(flow, seed, size).to(dtype)
+
+
+def normal_points(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, 2, generator=generator, dtype=dtype)
+
+
+def jacobian(function, z):
+    """y = f(z) and dy/dz by autograd: (..., 2) -> (..., 2), (..., 2, 2)."""
+    z = z.detach().requires_grad_()
+    y = function(z)
+    rows = [
+        torch.autograd.grad(y[..., i].sum(), z, retain_graph=True)[0]
+        for i in range(2)
+    ]
+    return y.detach(), torch.stack(rows, -2)
+
+
+def cell_masses(density, grid, fine):
+    """The mass of each cell of a grid, by fine x fine midpoints a cell."""
+    finer = Grid(grid.xlim, grid.ylim, grid.size * fine)
+    p = torch.cat([density.log_probability(x).exp().detach()
+                   for x in finer.points.split(2**16)])  # fmt: skip
+    blocks = p.double().reshape(grid.size, fine, grid.size, fine)
+    return blocks.sum((1, 3)).numpy() * finer.cell_area
+
+
+def goodness_of_fit(samples, masses, grid):
+    """p-value of Pearson's chi-square: do samples (n, 2) fall into the
+    grid's cells as the masses (size, size) say? Cells that expect fewer
+    than 10, and all that lies outside the grid, count as one."""
+    x, y = np.asarray(samples, dtype=float).T
+    counts, _, _ = np.histogram2d(
+        y, x, bins=grid.size, range=[grid.ylim, grid.xlim]
+    )
+    kept = len(x) * masses >= 10
+    observed, expected = counts[kept], len(x) * masses[kept]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    rest = len(x) - expected.sum()
+    if rest >= 10:
+        statistic += (len(x) - observed.sum() - rest) ** 2 / rest
+    return stats.chi2.sf(statistic, kept.sum())

@@ -1,0 +1,318 @@
+"""Laws of the closed-form densities, their samplers and the grid."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from checks import FALSE_ALARM, cell_masses, goodness_of_fit
+from scipy import integrate, stats
+
+from helpers import (
+    DISTRIBUTIONS,
+    Circles,
+    GaussianKDE,
+    GaussianMixture,
+    Grid,
+    Moons,
+    Spiral,
+    ToyDataset,
+    entropy,
+    toy_distribution,
+)
+
+GRID_MEANS = [(0, 0), (0, 2), (2, 0), (2, 2)]
+DENSITIES = {
+    "Circles": Circles(),
+    "Moons": Moons(),
+    "GaussiansGrid": toy_distribution("GaussiansGrid"),
+    "GaussiansRot 3": toy_distribution("GaussiansRot", 3),
+    "GaussiansRot 5": toy_distribution("GaussiansRot", 5),
+    "GaussiansRot 7": toy_distribution("GaussiansRot", 7),
+    "wide mixture": GaussianMixture(GRID_MEANS, 1.0),
+    "Spiral": Spiral(),
+}
+# In nats, to 0.003, by quadrature in another program.
+ENTROPIES = {
+    "Circles": 1.172,
+    "Moons": 1.004,
+    "GaussiansGrid": 2.714,
+    "GaussiansRot 3": 1.630,
+    "GaussiansRot 5": 2.141,
+    "GaussiansRot 7": 2.476,
+    "Spiral": 4.082,
+}
+each_density = pytest.mark.parametrize(
+    "density", DENSITIES.values(), ids=DENSITIES
+)
+# Where something could go wrong: centres, ends of the arcs, poles, far away.
+SPECIAL = torch.tensor([
+    (0, 0), (1, 0), (-1, 0), (0, 1), (0.8, 0), (0.6, 0.8), (1, 0.5),
+    (0, 0.5), (2, 0.5), (1, -0.5), (0.5, 0.25), (1e-9, 0), (0, -1e-9),
+    (1e-150, 1e-150), (1e3, 0), (-1e3, 1e3), (0, 1e3), (2.5, 0), (1, 1),
+], dtype=torch.float64)  # fmt: skip
+
+
+def mass_grid(density):
+    return Grid.around(density.sample(2000, seed=1), 40, margin=0.3)
+
+
+@each_density
+def test_density_has_unit_mass(density):
+    grid = mass_grid(density)
+    # The spiral's 1/rho at the origin costs the midpoint rule 1e-3.
+    pole = isinstance(density, Spiral)
+    mass = cell_masses(density, grid, 24 if pole else 8).sum()
+    tolerance = 3e-3 if pole else 1e-5
+    assert mass == pytest.approx(1, abs=tolerance)
+
+
+@each_density
+def test_sampler_follows_the_closed_form(density):
+    grid = mass_grid(density)
+    masses = cell_masses(density, grid, 8)
+    if isinstance(density, Spiral):  # the pole's cells join the rest
+        masses[grid.image(grid.points.norm(dim=1) < 0.7)] = 0
+    p = goodness_of_fit(density.sample(40_000, seed=2), masses, grid)
+    assert p > FALSE_ALARM
+
+
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_entropy_is_the_known_one(name):
+    estimate = entropy(DENSITIES[name], 200_000)
+    error = abs(estimate.value - ENTROPIES[name])
+    assert error < 0.003 + 5 * estimate.standard_error
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.3, 2.0])
+@pytest.mark.parametrize(
+    "family", [Circles, Moons, Spiral, lambda s: GaussianMixture([(1, 2)], s)]
+)
+def test_other_widths_have_unit_mass(family, sigma):
+    density = family(sigma)
+    mass = cell_masses(density, mass_grid(density), 8).sum()
+    assert mass == pytest.approx(1, abs=1e-2)
+
+
+def test_mixture_is_a_mean_of_normals(random):
+    means, x = random.normal(size=(3, 2)), random.normal(size=(50, 2)) * 3
+    expected = np.mean(
+        [stats.multivariate_normal(m, 0.49).pdf(x) for m in means], 0
+    )
+    actual = GaussianMixture(means, 0.7).log_probability(x).exp()
+    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_rotated_gaussians_lie_at_equal_angles():
+    means = toy_distribution("GaussiansRot", 4).means
+    corners = [(2.5, 0), (0, 2.5), (-2.5, 0), (0, -2.5)]
+    np.testing.assert_allclose(means, corners, atol=1e-15)
+    assert toy_distribution("GaussiansRot").sigma ** 2 == pytest.approx(0.1)
+
+
+def arc_by_quadrature(x, y, sigma):
+    def integrand(t):
+        d2 = (x - math.cos(t)) ** 2 + (y - math.sin(t)) ** 2
+        return math.exp(-d2 / (2 * sigma**2))
+
+    peak = min(max(math.atan2(y, x), 0), math.pi)
+    total, _ = integrate.quad(
+        integrand, 0, math.pi, points=[peak], epsabs=0, epsrel=1e-11, limit=500
+    )
+    return total / math.pi / (2 * math.pi * sigma**2)
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.1, 0.5])
+def test_moons_agree_with_adaptive_quadrature(sigma, random):
+    x = random.uniform((-1.5, -1), (2.5, 1.5), size=(60, 2))
+    x = np.vstack([x, [(0, 0), (1, 0.5), (1, 0), (0, 0.5), (0, 1), (-1, 0)]])
+    expected = [
+        (arc_by_quadrature(a, b, sigma)
+         + arc_by_quadrature(1 - a, 0.5 - b, sigma)) / 2
+        for a, b in x
+    ]  # fmt: skip
+    actual = Moons(sigma).log_probability(x).exp()
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-280)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5])
+def test_circles_agree_with_a_sum_over_angles(sigma, random):
+    # The trapezoidal rule converges exponentially on a circle.
+    angle = np.arange(2000) * 2 * np.pi / 2000
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    x = random.uniform(-1.5, 1.5, size=(40, 2))
+    centres = np.vstack([ring, 0.8 * ring])
+    d2 = ((x[:, None] - centres) ** 2).sum(-1)
+    kernel = np.exp(-d2 / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+    actual = Circles(sigma).log_probability(x).exp()
+    np.testing.assert_allclose(actual, kernel.mean(1), rtol=1e-10)
+
+
+@pytest.mark.parametrize("sigma", [0.2, 0.5, 1.0])
+def test_spiral_agrees_with_a_sum_over_angles(sigma, random):
+    """p(x) is the mean over theta of N(r; theta / 2, sigma^2) / rho on the
+    two rays that pass through x; here rays are given a little width."""
+    theta = (np.arange(4000) + 0.5) * 4 * np.pi / 4000
+    x = random.uniform(-6, 6, size=(30, 2))
+    width = 0.02  # of a Gaussian in the angle, in place of a delta
+    rho, phi = np.hypot(*x.T), np.arctan2(x[:, 1], x[:, 0])
+    total = np.zeros(len(x))
+    for sign, turn in ((1, 0.0), (-1, np.pi)):
+        gap = (theta - phi[:, None] - turn + np.pi) % (2 * np.pi) - np.pi
+        delta = stats.norm.pdf(gap, scale=width)
+        radial = stats.norm.pdf(sign * rho[:, None], theta / 2, sigma)
+        total += (delta * radial).mean(1) / rho
+    actual = Spiral(sigma).log_probability(x).exp().numpy()
+    # Away from the spiral's two ends the blur costs width^2 / 8 sigma^2
+    # times the curvature, below 2 per cent where p is not negligible.
+    inner = (rho > 1.5) & (rho < 4.5)
+    np.testing.assert_allclose(
+        actual[inner], total[inner], rtol=0.03, atol=1e-6
+    )
+
+
+@each_density
+def test_log_density_is_finite_wherever_the_density_is(density):
+    far = 1e3 * torch.tensor([(1, 1), (-1, 0), (0.3, -1), (1e3, 1e3)])
+    values = density.log_probability(torch.cat([SPECIAL, far]))
+    pole = isinstance(density, Spiral)
+    assert torch.isfinite(values[pole:]).all()
+    assert (values[0] == math.inf) == pole
+    # Far away the density underflows, its logarithm does not.
+    assert (values[-4:] < -1e4).all()
+
+
+@each_density
+def test_gradient_is_finite_wherever_the_density_is(density):
+    random = torch.Generator().manual_seed(0)
+    near = 1e-3 * torch.randn(20, 2, generator=random, dtype=torch.float64)
+    x = torch.cat([SPECIAL, near, near + SPECIAL[6], density.sample(500)])
+    if isinstance(density, Spiral):
+        x = x[x.norm(dim=1) > 1e-100]
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(density.log_probability(x).sum(), x)
+    assert torch.isfinite(gradient).all()
+
+
+@each_density
+def test_gradient_is_the_slope(density):
+    """Central differences: off by O(step^2) and by rounding / step."""
+    x = density.sample(200, seed=3)
+    x = x[x.norm(dim=1) > 0.1].requires_grad_()
+    (gradient,) = torch.autograd.grad(density.log_probability(x).sum(), x)
+    step = 1e-5
+    for i in range(2):
+        e = step * torch.eye(2, dtype=torch.float64)[i]
+        with torch.no_grad():
+            rise = density.log_probability(x + e) - density.log_probability(
+                x - e
+            )
+        slope = rise / (2 * step)
+        torch.testing.assert_close(gradient[:, i], slope, rtol=1e-4, atol=1e-3)
+
+
+@each_density
+def test_sampler_is_pure(density):
+    first = density.sample(10, seed=3)
+    density.sample(5, seed=4)
+    torch.rand(1, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(first, density.sample(10, seed=3))
+    assert not torch.equal(first, density.sample(10, seed=4))
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(first, density.sample(10, generator))
+    assert not torch.equal(first, density.sample(10, generator))
+
+
+@each_density
+def test_sample_has_shape_and_dtype(density):
+    assert density.sample(1).shape == (1, 2)
+    sample = density.sample(7)
+    assert sample.shape == (7, 2) and sample.dtype == torch.float64
+    assert density.log_probability(sample.float()).dtype == torch.float64
+
+
+@each_density
+def test_log_probability_takes_anything_like_an_array(density):
+    x = [[0.5, 1.5], [2.0, -1.0]]
+    expected = density.log_probability(torch.tensor(x))
+    for same in (x, tuple(map(tuple, x)), np.array(x), np.float32(x)):
+        assert torch.equal(density.log_probability(same), expected)
+    ones = density.log_probability(np.ones((3, 2), dtype=int))
+    assert torch.equal(ones, density.log_probability(np.ones((3, 2))))
+
+
+@each_density
+def test_each_point_is_evaluated_by_itself(density):
+    x = density.sample(20_000, seed=5)  # in chunks
+    whole = density.log_probability(x)
+    assert torch.equal(whole[-3:], density.log_probability(x[-3:]))
+    assert torch.equal(whole.flip(0), density.log_probability(x.flip(0)))
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_dataset_holds_samples_of_its_distribution(name):
+    data = ToyDataset(name, 300, seed=2, num_gaussians=3)
+    assert data.data.shape == (300, 2) and data.data.dtype == torch.float32
+    assert len(data) == 300 and torch.equal(data[5], data.data[5])
+    expected = toy_distribution(name, 3).sample(300, seed=2).float()
+    assert torch.equal(data.data, expected)
+    again = ToyDataset(name, 300, seed=2, num_gaussians=3)
+    assert torch.equal(data.data, again.data)
+    assert not torch.equal(data.data, ToyDataset(name, 300, seed=3).data)
+    batches = torch.utils.data.DataLoader(
+        data, batch_size=100, generator=torch.Generator()
+    )
+    assert torch.equal(torch.cat(list(batches)), data.data)
+
+
+def test_dataset_has_as_many_gaussians_as_asked():
+    data = ToyDataset("GaussiansRot", 500, num_gaussians=7)
+    assert len(data.distribution.means) == 7
+
+
+def test_grid_runs_along_x_first():
+    grid = Grid((0, 3), (10, 16), size=3)
+    assert grid.x.tolist() == [0.5, 1.5, 2.5]
+    assert grid.y.tolist() == [11, 13, 15]
+    assert grid.points[:4].tolist() == [
+        [0.5, 11], [1.5, 11], [2.5, 11], [0.5, 13]
+    ]  # fmt: skip
+    assert grid.cell_area == 2 and grid.extent == (0, 3, 10, 16)
+    x, y = grid.image(grid.points.T)
+    assert (x == grid.x).all() and (y == grid.y[:, None]).all()
+
+
+@pytest.mark.parametrize("kind", ["truth", "diagonal", "full"])
+def test_density_image_is_upright(kind):
+    """With origin="lower" row i lies at grid.y[i], column j at grid.x[j]."""
+    peak = (1.5, -2.5)
+    density = {
+        "truth": GaussianMixture([peak], 0.3),
+        "diagonal": GaussianKDE([peak], 0.3),
+        "full": GaussianKDE([peak], [[0.3, 0.1], [0, 0.3]]),
+    }[kind]
+    grid = Grid((-4, 4), (-5, 5), 80)
+    image = density.density(grid)
+    row, column = divmod(image.argmax().item(), 80)
+    assert abs(grid.y[row] - peak[1]) <= 5 / 80 + 1e-9
+    assert abs(grid.x[column] - peak[0]) <= 4 / 80 + 1e-9
+    points = density.log_probability(grid.points).exp()
+    torch.testing.assert_close(image.flatten(), points, rtol=0, atol=1e-9)
+
+
+def test_grid_around_is_the_smallest_square_with_its_margin(random):
+    samples = random.normal(size=(100, 2)) * (1, 3) + (5, -2)
+    grid = Grid.around(samples, size=10, margin=0.25)
+    (x0, x1), (y0, y1) = grid.xlim, grid.ylim
+    low, high = samples.min(0), samples.max(0)
+    assert x1 - x0 == pytest.approx(y1 - y0)
+    assert y1 - y0 == pytest.approx(1.5 * (high - low)[1])
+    assert (x0 + x1) / 2 == pytest.approx((low + high)[0] / 2)
+    assert (y0 + y1) / 2 == pytest.approx((low + high)[1] / 2)
+    tight = Grid.around(samples, margin=0)
+    assert tight.ylim == pytest.approx((low[1], high[1]))
+
+
+def test_grid_around_a_single_point_is_not_empty():
+    grid = Grid.around([(1e6, 2)], size=4)
+    assert grid.xlim[0] < 1e6 < grid.xlim[1] and grid.cell_area > 0

@@ -1,0 +1,391 @@
+"""Laws of the kernel density estimate and its bandwidth."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from checks import FALSE_ALARM, cell_masses, goodness_of_fit
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.neighbors import KernelDensity
+
+from helpers import (
+    GaussianKDE,
+    Grid,
+    ToyDataset,
+    kl_divergence,
+    leave_one_out,
+    reference_bandwidth,
+    select_bandwidth,
+    sharpen,
+    toy_distribution,
+)
+
+seeds = st.integers(0, 10**6)
+
+
+def draw(seed, N, scale=1.0):
+    return np.random.default_rng(seed).normal(size=(N, 2)) * scale
+
+
+def bandwidth_matrix(seed, scale=1.0):
+    """Random, neither symmetric nor triangular, of condition below 50."""
+    random = np.random.default_rng(seed)
+    turn, turn_back = (stats.ortho_group.rvs(2, random_state=random)
+                       for _ in range(2))  # fmt: skip
+    return turn @ np.diag(scale * random.uniform(0.05, 2, 2)) @ turn_back
+
+
+def direct_sum(samples, H, x):
+    """log f, as the assignment writes f, in extended precision."""
+    samples, x = np.asarray(samples, float), np.asarray(x, float)
+    inverse = np.linalg.inv(np.asarray(H, float) * np.ones(1))
+    u = ((samples - x[:, None]).astype(np.longdouble)) @ inverse.T
+    log_kernel = -(u**2).sum(-1) / 2 - np.log(2 * np.longdouble(np.pi))
+    top = log_kernel.max(1)
+    log_sum = top + np.log(np.exp(log_kernel - top[:, None]).sum(1))
+    norm = np.log(len(samples)) + np.log(abs(np.linalg.det(H)))
+    return (log_sum - norm).astype(float)
+
+
+def assert_close(actual, expected, tolerance=1e-9):
+    """Both log-densities: absolute error where p is large, relative in the
+    tails, where log p itself is large."""
+    np.testing.assert_allclose(actual, expected, rtol=tolerance,
+                               atol=tolerance)  # fmt: skip
+
+
+@given(seed=seeds, N=st.integers(1, 400))
+@settings(max_examples=40)
+def test_kde_is_the_assignments_sum(seed, N):
+    samples, H = draw(seed, N), bandwidth_matrix(seed)
+    x = draw(seed + 1, 30, 2.0)
+    actual = GaussianKDE(samples, H).log_probability(x)
+    assert_close(actual, direct_sum(samples, H, x))
+
+
+@pytest.mark.parametrize("N", [3, 10, 1000, 10_000])
+def test_kde_agrees_with_scipy(N):
+    """scipy's bandwidth is a covariance, here factor^2 times the data's:
+    any H with H H^T equal to that is the same kernel."""
+    samples, x, factor = draw(N, N), draw(0, 50, 2.0), 0.4
+    turn = stats.ortho_group.rvs(2, random_state=N)
+    H = factor * np.linalg.cholesky(np.cov(samples.T)) @ turn
+    expected = stats.gaussian_kde(samples.T, factor).logpdf(x.T)
+    assert_close(GaussianKDE(samples, H).log_probability(x), expected, 1e-8)
+
+
+@pytest.mark.parametrize("h", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("N", [1, 100, 10_000])
+def test_kde_agrees_with_scikit_learn(N, h):
+    samples, x = draw(N, N), draw(0, 50, 2.0)
+    # One leaf: scikit-learn's trees are not exact in the tails.
+    other = KernelDensity(bandwidth=h, leaf_size=N).fit(samples)
+    actual = GaussianKDE(samples, h).log_probability(x)
+    assert_close(actual, other.score_samples(x), 1e-8)
+
+
+def test_a_number_h_means_h_times_identity():
+    samples, x = draw(0, 30), draw(1, 30)
+    expected = GaussianKDE(samples, 0.3 * np.eye(2)).log_probability(x)
+    for h in (0.3, np.float64(0.3), torch.tensor(0.3, dtype=torch.float64)):
+        assert torch.equal(
+            GaussianKDE(samples, h).log_probability(x), expected
+        )
+    whole = GaussianKDE(samples, 1).log_probability(x)
+    assert torch.equal(whole, GaussianKDE(samples, 1.0).log_probability(x))
+
+
+def test_one_sample_gives_its_kernel_at_any_distance():
+    """Analytic: 1e3 bandwidths away log f is about -5e5, and exact."""
+    sample, h = np.array([[0.3, -2.0]]), 0.2
+    angle = np.linspace(0, 2 * np.pi, 16)
+    for distance in (0, 1, 30, 1e3, 1e6):
+        x = sample + distance * h * np.stack([np.cos(angle),
+                                              np.sin(angle)], 1)  # fmt: skip
+        expected = -(distance**2) / 2 - math.log(2 * math.pi * h**2)
+        actual = GaussianKDE(sample, h).log_probability(x)
+        # The distance itself is rounded to eps times the coordinates.
+        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+@given(seed=seeds, distance=st.floats(1, 1e4))
+@settings(max_examples=25)
+def test_tails_are_finite_and_exact(seed, distance):
+    samples, H = draw(seed, 50), bandwidth_matrix(seed)
+    direction = draw(seed + 1, 10)
+    x = direction / np.linalg.norm(direction, axis=1)[:, None] * distance
+    actual = GaussianKDE(samples, H).log_probability(x)
+    assert torch.isfinite(actual).all()
+    assert_close(actual, direct_sum(samples, H, x))
+
+
+def test_a_distant_sample_does_not_hide_the_others():
+    samples = np.vstack([draw(0, 100), [[1e6, -1e6]]])
+    x = np.vstack([draw(1, 20), [[1e6, -1e6]], [[1e3, 0]]])
+    actual = GaussianKDE(samples, 0.3).log_probability(x)
+    # Coordinates of 1e6 keep 1e-10 of a unit, 1e-9 bandwidths; far from
+    # all, that is multiplied by the distance in bandwidths.
+    assert_close(actual, direct_sum(samples, 0.3 * np.eye(2), x), 1e-6)
+
+
+def test_duplicates_weigh_as_often_as_they_occur():
+    samples, x = draw(0, 20), draw(1, 30, 2.0)
+    once = GaussianKDE(samples, 0.4).log_probability(x)
+    thrice = GaussianKDE(np.tile(samples, (3, 1)), 0.4).log_probability(x)
+    assert_close(once, thrice, 1e-12)
+    same = GaussianKDE(np.ones((500, 2)), 0.4).log_probability(x)
+    assert_close(same, GaussianKDE([(1, 1)], 0.4).log_probability(x), 1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e8])
+def test_kde_follows_the_unit_of_length(scale):
+    samples, x, H = draw(0, 200), draw(1, 50, 3.0), bandwidth_matrix(2)
+    one = GaussianKDE(samples, H).log_probability(x)
+    other = GaussianKDE(scale * samples, scale * H).log_probability(scale * x)
+    assert_close(other + 2 * math.log(scale), one, 1e-9)
+    grid, scaled = (
+        Grid((-3 * s, 3 * s), (-2 * s, 4 * s), 30) for s in (1, scale)
+    )
+    images = [
+        GaussianKDE(s * samples, s * 0.2).density(g) * s**2
+        for s, g in ((1, grid), (scale, scaled))
+    ]
+    torch.testing.assert_close(*images, rtol=0, atol=1e-9)
+
+
+def test_kde_keeps_its_digits_far_from_the_origin():
+    shift = np.array([2.0**20, -(2.0**20)])
+    samples = np.round(draw(0, 100) * 1024) / 1024  # exact after the shift
+    x = np.round(draw(1, 50) * 1024) / 1024
+    near = GaussianKDE(samples, 0.1).log_probability(x)
+    far = GaussianKDE(samples + shift, 0.1).log_probability(x + shift)
+    assert_close(far, near)
+
+
+def test_float32_input_is_computed_in_float64():
+    samples, x = np.float32(draw(0, 300)), np.float32(draw(1, 50))
+    actual = GaussianKDE(torch.from_numpy(samples), 0.2).log_probability(x)
+    assert actual.dtype == torch.float64
+    assert_close(actual, direct_sum(samples, 0.2 * np.eye(2), x))
+
+
+@pytest.mark.parametrize("kind", ["number", "diagonal", "swapped", "full"])
+@pytest.mark.parametrize("N", [1, 37, 5000])
+def test_grid_path_equals_point_path(kind, N):
+    H = {
+        "number": 0.25,
+        "diagonal": [[0.2, 0], [0, -0.7]],
+        "swapped": [[0, 0.2], [0.7, 0]],
+        "full": bandwidth_matrix(N),
+    }[kind]
+    kde, grid = GaussianKDE(draw(N, N), H), Grid((-4, 3), (-3, 5), 41)
+    image = kde.density(grid)
+    assert image.shape == (41, 41)
+    expected = kde.log_probability(grid.points).exp()
+    error = (image.flatten() - expected).abs().max() / expected.max()
+    assert error < 1e-9
+    H = np.eye(2) * H if kind == "number" else H
+    direct = np.exp(direct_sum(kde.samples, H, grid.points[::97]))
+    error = np.abs(image.flatten()[::97].numpy() - direct)
+    assert error.max() < 1e-9 * expected.max()
+
+
+@given(seed=seeds)
+@settings(max_examples=10)
+def test_kde_has_unit_mass(seed):
+    samples, H = draw(seed, 20), bandwidth_matrix(seed)
+    reach = np.abs(samples).max() + 8 * np.linalg.norm(H, 2)
+    # Some 4 cells in the narrowest kernel: the midpoint rule is exact.
+    grid = Grid((-reach, reach), (-reach, reach), 900)
+    for kde in (GaussianKDE(samples, H), GaussianKDE(samples, 0.1)):
+        mass = kde.density(grid).sum() * grid.cell_area
+        assert mass == pytest.approx(1, abs=1e-6)
+
+
+def test_samples_agree_with_density():
+    kde = GaussianKDE(draw(0, 15), [[0.3, 0.5], [-0.1, 0.2]])
+    grid = Grid((-4, 4), (-4, 4), 25)
+    samples = kde.sample(40_000, seed=1)
+    p = goodness_of_fit(samples, cell_masses(kde, grid, 8), grid)
+    assert p > FALSE_ALARM
+    assert torch.equal(samples, kde.sample(40_000, seed=1))
+
+
+def test_samples_have_the_bandwidths_covariance():
+    """Covariance H H^T, not H^T H: five standard errors of 1 / sqrt(n)."""
+    H = np.array([[0.3, 1.0], [0.0, 0.5]])
+    noise = GaussianKDE([(2, 3)], H).sample(100_000, seed=0).numpy() - (2, 3)
+    np.testing.assert_allclose(np.cov(noise.T), H @ H.T, atol=5 * 2 / 300)
+
+
+def test_arguments_are_not_changed():
+    samples, H = draw(0, 50), bandwidth_matrix(1)
+    held = samples.copy(), H.copy()
+    kde = GaussianKDE(samples, H)
+    kde.log_probability(samples)
+    sharpen(samples, 0.2)
+    select_bandwidth(samples)
+    assert (samples == held[0]).all() and (H == held[1]).all()
+
+
+def brute_force_leave_one_out(samples, h):
+    scores = [
+        direct_sum(np.delete(samples, i, 0), h * np.eye(2), samples[[i]])[0]
+        for i in range(len(samples))
+    ]
+    return np.mean(scores)
+
+
+@given(seed=seeds, N=st.integers(2, 40))
+@settings(max_examples=15)
+def test_leave_one_out_leaves_one_out(seed, N):
+    samples, widths = draw(seed, N), [0.05, 0.3, 2.0]
+    expected = [brute_force_leave_one_out(samples, h) for h in widths]
+    assert_close(leave_one_out(samples, widths), expected, 1e-9)
+
+
+def test_leave_one_out_in_chunks_is_the_same():
+    samples = draw(0, 1500)  # 262144 pairs at once are 174 rows
+    i = 1234
+    rest = GaussianKDE(np.delete(samples, i, 0), 0.3)
+    total = 1500 * leave_one_out(samples, [0.3]).item()
+    d2 = ((samples[:, None] - samples) ** 2).sum(-1) / 0.3**2
+    np.fill_diagonal(d2, np.inf)
+    log_f = np.log(np.exp(-d2 / 2).sum(1) / 1499 / (2 * np.pi * 0.09))
+    assert total == pytest.approx(log_f.sum(), rel=1e-10)
+    assert rest.log_probability(samples[[i]]).item() == pytest.approx(log_f[i])
+
+
+def test_select_bandwidth_is_the_best_candidate():
+    samples = ToyDataset("GaussiansRot", 300).data
+    candidates = [0.02, 0.1, 0.2, 0.4, 1.0]
+    scores = leave_one_out(samples, candidates)
+    best = candidates[scores.argmax()]
+    assert select_bandwidth(samples, candidates) == best
+    assert select_bandwidth(samples, candidates[::-1]) == best
+    assert scores.argmax() not in (0, 4)
+    chosen = select_bandwidth(samples)
+    assert leave_one_out(samples, [chosen]) >= scores.max() - 0.01
+
+
+def test_select_bandwidth_is_near_the_best_there_is():
+    """On the truth, its KL is within 10 per cent of the best h's."""
+    data = ToyDataset("GaussiansRot", 1500, seed=1)
+    chosen = select_bandwidth(data.data)
+    kl = {
+        h: kl_divergence(data.distribution, GaussianKDE(data.data, h), 20_000)
+        for h in (0.6 * chosen, 0.8 * chosen, chosen, 1.2 * chosen)
+    }
+    best = min(estimate.value for estimate in kl.values())
+    assert kl[chosen].value < 1.1 * best + 2 * kl[chosen].standard_error
+
+
+@pytest.mark.parametrize("N", [50, 2000])
+def test_reference_bandwidth_is_scotts_rule(N):
+    samples = draw(N, N) * (1, 3)
+    spread = samples.std(0, ddof=1)
+    quartiles = stats.iqr(samples, axis=0) / (2 * stats.norm.ppf(0.75))
+    expected = np.minimum(spread, quartiles).mean() * N ** (-1 / 6)
+    # 1.349 for twice the quartile of a normal, 1.34898: 2e-5.
+    assert reference_bandwidth(samples) == pytest.approx(expected, rel=2e-5)
+
+
+def test_reference_bandwidth_minds_no_outlier():
+    samples = draw(0, 500)
+    outlier = np.vstack([samples, [[1e6, 1e6]]])
+    # A mean and standard deviation would grow by a factor of 4e4.
+    assert reference_bandwidth(outlier) == pytest.approx(
+        reference_bandwidth(samples), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_bandwidths_follow_the_unit_of_length(scale):
+    samples = draw(0, 100)
+    for rule in (reference_bandwidth, select_bandwidth):
+        expected = scale * rule(samples)
+        assert rule(scale * samples) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("N", [1, 2, 300, 1500])
+def test_sharpen_moves_half_way_to_the_kernel_mean(N):
+    samples, h = draw(N, N), 0.4
+    weights = np.exp(-((samples[:, None] - samples) ** 2).sum(-1) / (2 * h**2))
+    mean = weights @ samples / weights.sum(1, keepdims=True)
+    actual = sharpen(samples, h)
+    np.testing.assert_allclose(actual, (samples + mean) / 2, atol=1e-12)
+
+
+def test_sharpen_is_a_step_up_the_log_density():
+    """m(x) - x = h^2 times the gradient of log f, by autograd."""
+    samples, h = torch.from_numpy(draw(0, 80)), 0.5
+    x = samples.clone().requires_grad_()
+    log_f = GaussianKDE(samples, h).log_probability(x).sum()
+    (gradient,) = torch.autograd.grad(log_f, x)
+    expected = samples + h**2 * gradient / 2
+    torch.testing.assert_close(sharpen(samples, h), expected)
+
+
+def test_sharpening_lowers_the_kl():
+    data = ToyDataset("GaussiansRot", 1500, seed=0)
+    h = 1.2 * select_bandwidth(data.data)
+    plain, sharp = (
+        kl_divergence(data.distribution, GaussianKDE(points, h), 20_000)
+        for points in (data.data, sharpen(data.data, h))
+    )
+    error = math.hypot(plain.standard_error, sharp.standard_error)
+    assert sharp.value < plain.value - 5 * error
+
+
+def test_kde_improves_with_more_samples():
+    truth = toy_distribution("Circles")
+    kl = []
+    for N in (100, 400, 1600):
+        samples = truth.sample(N, seed=1)
+        kde = GaussianKDE(samples, select_bandwidth(samples))
+        kl.append(kl_divergence(truth, kde, 10_000).value)
+    assert kl[0] > kl[1] > kl[2] > 0
+
+
+MEMORY = """
+import resource, sys
+import torch
+from helpers import GaussianKDE, Grid
+torch.set_num_threads(1)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+N, diagonal = int(sys.argv[1]), sys.argv[2] == "diagonal"
+H = 0.1 if diagonal else [[0.1, 0.05], [0, 0.1]]
+small, grid = torch.zeros(4, 2), Grid((-3, 3), (-3, 3), 100)
+GaussianKDE(small, H).density(grid)
+samples = torch.randn(
+    N, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+)
+before = peak()
+kde = GaussianKDE(samples, H)
+total = kde.density(grid).sum() if diagonal else kde.log_probability(
+    grid.points[::100]).sum()
+assert total.isfinite()
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="ru_maxrss is in KiB on Linux"
+)
+@pytest.mark.parametrize(
+    "N, kind", [(1_000_000, "diagonal"), (100_000, "full")]
+)
+def test_memory_is_bounded(N, kind):
+    """1e6 samples on a 100 x 100 grid: all pairs would take 80 GB."""
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(N), kind],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    assert int(output) < 500 * 1024
