@@ -28,8 +28,8 @@ OTHER = {
 def build(*options, offline=False):
     command = [sys.executable, str(ROOT / "report/build.py"), *options]
     if offline:  # a network of its own, with nothing but itself on it
-        command = ["unshare", "-rn", "sh", "-c",
-                   'ip link set lo up && exec "$@"', "sh", *command]  # fmt: skip
+        alone = 'ip link set lo up && exec "$@"'
+        command = ["unshare", "-rn", "sh", "-c", alone, "sh", *command]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -103,11 +103,14 @@ def test_parameters_that_cannot_work_are_refused_at_once(
 ):
     only = tmp_path / "notebooks"
     only.mkdir()
-    source = PATHS[2].read_text().replace("sys.path.insert(0, \\\"..\\\")",
-        f"sys.path.insert(0, \\\"{ROOT}\\\")")  # fmt: skip
+    insert = 'sys.path.insert(0, \\"{}\\")'
+    source = PATHS[2].read_text()
+    source = source.replace(insert.format(".."), insert.format(ROOT))
     (only / PATHS[2].name).write_text(source)
-    done = build("--execute", "-p", name, str(value),
-                 "--notebooks", str(only), "--output", str(tmp_path))  # fmt: skip
+    done = build(
+        *("--execute", "-p", name, str(value)),
+        *("--notebooks", str(only), "--output", str(tmp_path)),
+    )
     assert done.returncode == 1
     assert re.search(rf"{name} must be .*got {value}", done.stderr)
     assert "cell 5 failed" in done.stderr or "cell 4 failed" in done.stderr
