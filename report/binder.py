@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import typst
-from pictures import data_uri, inches
+from pictures import data_uri, inches, lighter
 from tree import (
     ReportError,
     attr,
@@ -177,6 +177,7 @@ class Binder:
 
     def asset(self, data, kind):
         """The name of a picture's file beside the document."""
+        data = lighter(data, kind)
         name = f"{hashlib.sha256(data).hexdigest()[:16]}.{kind}"
         self.assets[name] = data
         (self.work / name).write_bytes(data)
