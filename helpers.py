@@ -760,15 +760,15 @@ class SplineCoupling(nn.Module):
     interval], and the identity outside.
 
     The network gives the pieces' widths and heights (a softmax, none below
-    a fiftieth of the interval, or 0.16 / bins of it beyond 8 bins) and the
-    slopes at the inner knots, between exp(-2) and exp(2); the slope at both
-    ends is 1. Both bounds keep the inverse well conditioned.
+    0.16 of an equal share) and the slopes at the inner knots, between
+    exp(-2) and exp(2); the slope at both ends is 1. Both bounds keep the
+    inverse well conditioned.
     (Durkan et al. 2019, equations 4 to 8)
     """
 
     networks = 1
 
-    def __init__(self, members, bins=8, interval=5.0):
+    def __init__(self, members, bins=16, interval=5.0):
         super().__init__()
         self.bins = _integer(bins, "bins", at_least=2)
         if bins > 64:
@@ -777,8 +777,7 @@ class SplineCoupling(nn.Module):
         self.outputs = 3 * bins - 1
 
     def _knots(self, raw):
-        smallest = 0.02 * 8 / max(8, self.bins)
-        shares = smallest + (1 - smallest * self.bins) * raw.softmax(-1)
+        shares = 0.16 / self.bins + 0.84 * raw.softmax(-1)
         inner = 2 * shares.cumsum(-1)[..., :-1] - 1
         return F.pad(F.pad(inner, (1, 0), value=-1.0), (0, 1), value=1.0)
 

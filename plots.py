@@ -34,7 +34,7 @@ COLORS = {
     "GaussiansRot": _BLIND[4],
     "narrow mixture": _BLIND[2], "wide mixture": _BLIND[9],
     "spiral": _BLIND[3],
-    "KDE": _BLIND[8], "affine": _BLIND[0], "spline": _BLIND[1],
+    "KDE": _BLIND[2], "affine": _BLIND[0], "spline": _BLIND[1],
     "course": _BLIND[7],
 }  # fmt: skip
 

@@ -121,7 +121,7 @@ def zuko_affine():
 
 def zuko_spline():
     return zuko.flows.NSF(
-        2, transforms=K, bins=8, hidden_features=(HIDDEN, HIDDEN),
+        2, transforms=K, bins=16, hidden_features=(HIDDEN, HIDDEN),
         activation=nn.LeakyReLU,
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def normflows_affine():
 def normflows_spline():
     return normflows_flow([
         normflows.flows.CoupledRationalQuadraticSpline(
-            2, num_blocks=1, num_hidden_channels=HIDDEN, num_bins=8,
+            2, num_blocks=1, num_hidden_channels=HIDDEN, num_bins=16,
             tail_bound=5.0, activation=nn.LeakyReLU,
             reverse_mask=bool(k % 2),
         )
@@ -178,7 +178,7 @@ def nflows_affine():
 def nflows_spline():
     return nflows_flow(
         nflows.transforms.PiecewiseRationalQuadraticCouplingTransform,
-        num_bins=8, tails="linear", tail_bound=5.0,
+        num_bins=16, tails="linear", tail_bound=5.0,
     )  # fmt: skip
 
 
