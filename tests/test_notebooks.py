@@ -114,3 +114,34 @@ def test_parameters_that_cannot_work_are_refused_at_once(
     assert done.returncode == 1
     assert re.search(rf"{name} must be .*got {value}", done.stderr)
     assert "cell 5 failed" in done.stderr or "cell 4 failed" in done.stderr
+
+
+def rows_between(marker):
+    """The numbers of each row of a README table between its comments."""
+    text = (ROOT / "README.md").read_text()
+    table = text.split(f"<!-- {marker} -->")[1].split("<!--")[0]
+    rows = [row.split("|")[1:-1] for row in table.strip().splitlines()[2:]]
+    assert len(rows) >= 4
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_readme_shows_what_the_notebook_printed():
+    notebook = nbformat.read(PATHS[3], as_version=4)
+    printed = [
+        output.data["text/plain"].splitlines()
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "KDE, sharpened" in output.get("data", {}).get("text/plain", "")
+    ]
+    values = [line.split()[-5:] for line in printed[0][1:]]
+    columns = 0, 2, 3, 4  # without the KDE of the best h
+    shown = [row[1:] for row in rows_between("results")]
+    assert shown == [[row[k] for k in columns] for row in values]
+
+
+def test_readme_shows_what_the_benchmark_printed():
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    for row in rows_between("bench"):
+        for cell in row[1:]:
+            assert cell in results, row
