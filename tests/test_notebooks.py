@@ -120,9 +120,9 @@ def rows_between(marker):
     """The numbers of each row of a README table between its comments."""
     text = (ROOT / "README.md").read_text()
     table = text.split(f"<!-- {marker} -->")[1].split("<!--")[0]
-    rows = [row.split("|")[1:-1] for row in table.strip().splitlines()[2:]]
-    assert len(rows) >= 4
-    return [[cell.strip() for cell in row] for row in rows]
+    rows = [row.split("|")[1:-1] for row in table.splitlines() if "|" in row]
+    assert len(rows) >= 6
+    return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
 def test_readme_shows_what_the_notebook_printed():
