@@ -362,7 +362,7 @@ def report(quick, log):
                         else "1"
                     )
             row["KL, nats"] = (
-                f"{kl[name][0]:{'.3f' if kl[name][0] < 1e3 else '.0e'}}"
+                f"{kl[name][0]:.3g}"
                 if len(kl[name]) == 1
                 else f"{np.mean(kl[name]):.3f} "
                 f"({min(kl[name]):.3f}–{max(kl[name]):.3f})"
