@@ -568,32 +568,35 @@ def select_bandwidth(samples, candidates=None):
     return float(candidates[int(scores.argmax())])
 
 
-def sharpen(samples, h):
-    """Each sample moved half way to the kernel mean of the samples around
-    it: (N, 2) -> (N, 2), float64.
+def sharpen(samples, h, step=1.0):
+    """Each sample moved towards the mean of the samples around it:
+    (N, 2) -> (N, 2), float64.
 
-    x_i' = x_i + (m(x_i) - x_i) / 2, where m(x) is the mean of the samples
+    x_i' = x_i + step (m(x_i) - x_i), where m(x) is the mean of the samples
     weighted by K((x_j - x) / h). m(x) - x is h^2 times the gradient of log f,
-    so the step undoes the kernel's own spread, and the estimate of width h
-    on the moved samples has a bias of order h^4 in place of h^2. h > 0.
-    (Choi, Hall 1999, data sharpening)
+    so the move undoes the kernel's own spread. step = 1/2 does so as h -> 0:
+    the estimate of width h on the moved samples then has a bias of order h^4
+    in place of h^2. step = 1 does so for a Gaussian of standard deviation
+    1.27 h, which is nearer where an estimate has to be good. h, step > 0.
+    (Fukunaga, Hostetler 1975, mean shift; Choi, Hall 1999, data sharpening)
     """
     samples, h = _points(samples, "samples"), _number(h, "h")
+    step = _number(step, "step")
     centre = samples.mean(0)
     points, moved = (samples - centre).T, []
     for part in points.split(max(1, 2**17 // len(samples)), dim=1):
         d2 = _squared_distances(part, points).div_(-2 * h**2)
         moved.append(d2.clamp_(min=-350.0).exp_() @ points.T)
         moved[-1] /= d2.sum(1, keepdim=True)
-    return (samples + torch.cat(moved) + centre) / 2
+    return samples + step * (torch.cat(moved) + centre - samples)
 
 
 # Coupling flows
 
 
 class Linear(nn.Module):
-    """x W + b: (L, n, in) -> (L, n, out), weights (*lead, in, out) with L
-    the product of lead.
+    """W x + b for points as columns: (L, in, n) -> (L, out, n), weights
+    (*lead, out, in) with L the product of lead.
 
     The leading axes count independent networks (the members, and s beside
     t); no other formula in this file mentions them.
@@ -601,18 +604,17 @@ class Linear(nn.Module):
 
     def __init__(self, lead, fan_in, fan_out):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(*lead, fan_in, fan_out))
-        self.bias = nn.Parameter(torch.empty(*lead, 1, fan_out))
+        self.weight = nn.Parameter(torch.empty(*lead, fan_out, fan_in))
+        self.bias = nn.Parameter(torch.empty(*lead, fan_out, 1))
 
     def forward(self, x):
         weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
-        if weight.shape[2] == 1:  # sums of products, at which bmm is slow
-            return (x * weight.mT).sum(-1, keepdim=True) + bias
-        return torch.baddbmm(bias, x, weight)
+        return torch.baddbmm(bias, weight, x)
 
 
 class Bijection(nn.Module):
-    """An invertible map of the plane: checks points, then maps them."""
+    """An invertible map of the plane: checks points, then maps them as a
+    pair of coordinates, z1, z2 or x1, x2."""
 
     def _check(self, points, name):
         like = next(self.parameters())
@@ -624,11 +626,13 @@ class Bijection(nn.Module):
         With S members: (n, 2) or (S, n, 2) -> (S, n, 2), (S, n).
         ValueError unless finite.
         """
-        return self._forward(self._check(z, "z"))
+        x, log_det = self._forward(self._check(z, "z").unbind(-1))
+        return torch.stack(x, -1), log_det
 
     def inverse(self, x):
         """z = f^-1(x) and log |det dz/dx|, with shapes as in forward."""
-        return self._inverse(self._check(x, "x"))
+        z, log_det = self._inverse(self._check(x, "x").unbind(-1))
+        return torch.stack(z, -1), log_det
 
 
 class CouplingLayer(Bijection):
@@ -667,12 +671,12 @@ class CouplingLayer(Bijection):
 
         "uniform": within 1 / sqrt(inputs), as torch does. "spread" changes
         three things: the kinks of the first layer's units lie evenly over
-        the data, between -3 and 3; the second layer keeps its inputs' size
-        (He et al. 2015); and the last is scaled by 0.1, so that the flow
-        starts near the identity.
+        the data, between -2.5 and 2.5; the second layer keeps its inputs'
+        size (He et al. 2015); and the last is scaled by 0.05, so that the
+        flow starts near the identity.
         """
         for linear in self.network[::2]:
-            bound = linear.weight.shape[-2] ** -0.5
+            bound = linear.weight.shape[-1] ** -0.5
             for parameter in (linear.weight, linear.bias):
                 own = parameter.reshape(len(generators), -1)  # a view
                 for row, generator in zip(own, generators, strict=True):
@@ -680,10 +684,10 @@ class CouplingLayer(Bijection):
         if self.start == "spread":
             first, second, last = self.network[::2]
             first.weight.copy_(first.weight.sign())
-            first.bias *= 3
+            first.bias *= 2.5
             second.weight *= math.sqrt(6)
-            last.weight *= 0.1
-            last.bias *= 0.1
+            last.weight *= 0.05
+            last.bias *= 0.05
 
     def _forward(self, z):
         kept, changed = self._split(z)
@@ -696,19 +700,18 @@ class CouplingLayer(Bijection):
         changed, log_det = self.coupling.inverse(changed, condition)
         return self._merge(kept, changed), log_det
 
-    def _split(self, points):
-        both = points.unbind(-1)
-        return both[self.kept], both[1 - self.kept]
+    def _split(self, pair):
+        return pair[self.kept], pair[1 - self.kept]
 
     def _condition(self, kept):
-        """The networks' outputs: (..., n) -> (..., networks, n, outputs)."""
+        """The networks' outputs: (..., n) -> (..., networks, outputs, n)."""
         lead = self.network[0].weight.shape[:-2]
-        inputs = kept[..., None, :, None].expand(*lead, -1, -1)
+        inputs = kept[..., None, None, :].expand(*lead, 1, -1)
         return self.network(inputs.flatten(0, -3)).unflatten(0, lead)
 
     def _merge(self, kept, changed):
-        both = (kept.expand_as(changed), changed)
-        return torch.stack(both if self.kept == 0 else both[::-1], -1)
+        pair = kept.expand_as(changed), changed
+        return pair if self.kept == 0 else pair[::-1]
 
 
 def _kept(mask):
@@ -741,7 +744,7 @@ class AffineCoupling(nn.Module):
             self.scale = nn.Parameter(torch.zeros(shape))
 
     def _s_and_t(self, condition):
-        s, t = condition.squeeze(-1).unbind(-2)
+        s, t = condition.squeeze(-2).unbind(-2)
         if self.bound is None:
             return self.scale * s, t
         return self.bound * torch.tanh(s / self.bound), t
@@ -785,7 +788,7 @@ class SplineCoupling(nn.Module):
         """For each y in [-1, 1] its piece: left corner (x0, y0), width,
         height, and the slopes at both ends."""
         sizes = [self.bins, self.bins, self.bins - 1]
-        widths, heights, raw = condition.squeeze(-3).split(sizes, -1)
+        widths, heights, raw = condition.squeeze(-3).mT.split(sizes, -1)
         xs, ys = self._knots(widths), self._knots(heights)
         slopes = F.pad((2 * torch.tanh(raw / 2)).exp(), (1, 1), value=1.0)
         inner = (ys if inverse else xs)[..., 1:-1]
@@ -874,8 +877,8 @@ class CouplingFlow(Bijection):
         return x, total
 
     def _log_probability(self, x):
-        z, log_det = self._inverse(x)
-        return log_det - z.square().sum(-1) / 2 - LOG_2PI
+        (z1, z2), log_det = self._inverse(x.unbind(-1))
+        return log_det - (z1.square() + z2.square()) / 2 - LOG_2PI
 
     def log_probability(self, x):
         """log N(f^-1(x); 0, I) + log |det dz/dx| in nats: (n, 2) -> (n,),
@@ -900,7 +903,7 @@ class CouplingFlow(Bijection):
         z = self._check(z, "z")
         path = [z if self.members is None else z.expand(self.members, n, 2)]
         for layer in self.layers:
-            path.append(layer._forward(path[-1])[0])
+            path.append(layer.forward(path[-1])[0])
         return path
 
     def member(self, i):
@@ -962,9 +965,9 @@ def _one_thread():
 
 @_one_thread()
 def train(
-    flow, data, epochs, *, batch_size=256, learning_rate=1e-2, cosine=True,
-    jitter=1.2, sharpened=True, average=0.99, shuffle=True,
-    valid_fraction=0.1, seed=0, progress=True,
+    flow, data, epochs, *, batch_size=256, learning_rate=1e-2, warmup=0.1,
+    cosine=True, beta2=0.99, jitter=1.6, sharpened=True, average=0.99,
+    shuffle=True, valid_fraction=0.1, seed=0, progress=True,
 ):  # fmt: skip
     """Maximum likelihood by Adam. `flow` is left as it was; the result's
     .flow is the trained one.
@@ -979,7 +982,9 @@ def train(
         select_bandwidth of the training points. This is maximum likelihood
         on their kernel density estimate. 0: none.
     sharpened: the noise is added to sharpen(points, h) in their place.
+    warmup: over this share of the steps, learning_rate rises from 0.
     cosine: learning_rate falls to 0 along a cosine.
+    beta2: decay of Adam's running mean of the squared gradient.
     average: decay of the running mean of the weights, which is what is
         validated and returned; over the first 1 / (1 - average) steps it is
         their plain mean. 0: none.
@@ -996,6 +1001,8 @@ def train(
         raise TypeError(f"flow must be a CouplingFlow, got {flow!r}")
     _integer(epochs, "epochs"), _integer(batch_size, "batch_size")
     _number(learning_rate, "learning_rate")
+    _number(warmup, "warmup", below=1, or_equal=True)
+    _number(beta2, "beta2", below=1, or_equal=True)
     _number(average, "average", below=1, or_equal=True)
     for name in ("cosine", "sharpened", "shuffle", "progress"):
         _flag(locals()[name], name)
@@ -1010,12 +1017,22 @@ def train(
         return draws.to(fitted.device).reshape(*fitted.shape[:-2], n, -1)
 
     flow = copy.deepcopy(flow)
-    optimizer = torch.optim.Adam(flow.parameters(), learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, epochs * batches if cosine else math.inf
+    weights, flat = _as_one(flow)
+    optimizer = torch.optim.Adam(
+        [flat], learning_rate, (0.9, beta2), fused=True
     )
-    used = copy.deepcopy(flow) if average else flow
-    weights, mean, step = list(flow.parameters()), list(used.parameters()), 0
+    steps = epochs * batches
+
+    def rate(done):
+        """The share of learning_rate after so many steps."""
+        rise = min(1, (done + 1) / (warmup * steps)) if warmup else 1
+        return rise * (1 + math.cos(math.pi * done / steps * cosine)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    used, mean, step = flow, flat, 0
+    if average:
+        used = copy.deepcopy(flow)
+        _, mean = _as_one(used)
     kept = [p.detach().clone() for p in used.parameters()]
     kept_epoch = fitted.new_zeros(fitted.shape[:-2], dtype=torch.long)
     best = fitted.new_full(valid.shape[:-1], -math.inf)  # log p, each point
@@ -1037,15 +1054,13 @@ def train(
                 points = points + width[..., None, None] * noise.to(points)
             for batch in points.tensor_split(batches, -2):
                 batch_loss = -flow._log_probability(batch).mean(-1)
-                optimizer.zero_grad()
-                batch_loss.sum().backward()
+                grads = torch.autograd.grad(batch_loss.sum(), weights)
+                flat.grad = torch.cat([grad.flatten() for grad in grads])
                 optimizer.step()
                 schedule.step()
                 step += 1
                 if average:
-                    with torch.no_grad():
-                        rate = max(1 - average, 1 / step)
-                        torch._foreach_lerp_(mean, weights, rate)
+                    mean.lerp_(flat, max(1 - average, 1 / step))
                 loss = loss + batch_loss.detach() * batch.shape[-2] / n
             with torch.no_grad():
                 log_p = used._log_probability(valid)
@@ -1100,6 +1115,14 @@ def train(
     return TrainingResult(
         trained, losses, valid_losses, *entries, done < epochs, seconds
     )
+
+
+def _as_one(flow):
+    """A flow's parameters, and one vector that they become views of."""
+    weights = list(flow.parameters())
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    nn.utils.vector_to_parameters(flat, weights)
+    return weights, flat
 
 
 def _training_points(flow, data):

@@ -224,6 +224,11 @@ case_each(lambda n: fit(batch_size=n), "batch_size", *COUNT)
 case_each(lambda v: fit(learning_rate=v), "learning_rate", *WIDTH)
 case_each(lambda v: fit(jitter=v), "jitter",
           -0.1, NAN, INF, True, "1", None)  # fmt: skip
+case_each(lambda v: fit(warmup=v), "warmup",
+          -0.1, 1, NAN, True, "0.1", None)  # fmt: skip
+case_each(lambda v: fit(beta2=v), "beta2",
+          -0.1, 1, NAN, True, "0.1", None)  # fmt: skip
+case_each(lambda s: sharpen(POINTS, 0.1, s), "step", *WIDTH)
 case_each(lambda v: fit(average=v), "average",
           -0.1, 1, 1.5, NAN, True, False, "0", None)  # fmt: skip
 case_each(lambda v: fit(valid_fraction=v), "valid_fraction",
