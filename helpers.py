@@ -967,17 +967,15 @@ def _one_thread():
 def train(
     flow, data, epochs, *, batch_size=256, learning_rate=1e-2, warmup=0.1,
     cosine=True, beta2=0.99, jitter=1.6, sharpened=True, average=0.99,
-    shuffle=True, valid_fraction=0.1, seed=0, progress=True,
+    shuffle=True, tolerance=True, valid_fraction=0.1, seed=0, progress=True,
 ):  # fmt: skip
     """Maximum likelihood by Adam. `flow` is left as it was; the result's
     .flow is the trained one.
 
     data: a ToyDataset or points (N, 2); for S members one of these, or a
-    list of S of one size. The last valid_fraction of it is held out. The
-    weights returned are those of the last epoch whose held-out loss is
-    within a standard error of the best one's: among losses that a small
-    held-out set cannot tell apart, the most trained. Each switch can be
-    turned off:
+    list of S of one size. The last valid_fraction of it is held out, to
+    choose the epoch whose weights are returned. Each switch can be turned
+    off:
     jitter: every batch gets fresh N(0, h^2 I) noise, h = jitter times
         select_bandwidth of the training points. This is maximum likelihood
         on their kernel density estimate. 0: none.
@@ -989,6 +987,9 @@ def train(
         validated and returned; over the first 1 / (1 - average) steps it is
         their plain mean. 0: none.
     shuffle: a new order in every epoch.
+    tolerance: return the last epoch whose held-out loss is within a standard
+        error of the best one's: among losses that a small held-out set
+        cannot tell apart, the most trained. False: the best one.
     Member i of seed s is trained as a single flow of seed s + i would be.
 
     A KeyboardInterrupt after the first epoch returns what was reached. A
@@ -1004,7 +1005,7 @@ def train(
     _number(warmup, "warmup", below=1, or_equal=True)
     _number(beta2, "beta2", below=1, or_equal=True)
     _number(average, "average", below=1, or_equal=True)
-    for name in ("cosine", "sharpened", "shuffle", "progress"):
+    for name in ("cosine", "sharpened", "shuffle", "tolerance", "progress"):
         _flag(locals()[name], name)
     generators = _generators(seed, flow.members or 1, _TRAINING)
     fitted, valid = _hold_out(_training_points(flow, data), valid_fraction)
@@ -1077,7 +1078,7 @@ def train(
                 )
             better = valid_loss < -best.mean(-1)  # never where it is NaN
             best = torch.where(better[..., None], log_p, best)
-            keep = better | _no_worse(log_p, best)
+            keep = better | (_no_worse(log_p, best) & tolerance)
             kept_epoch = torch.where(keep, epoch, kept_epoch)
             kept = [
                 torch.where(_as_wide(keep, p), p.detach(), k)

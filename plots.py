@@ -34,8 +34,8 @@ COLORS = {
     "GaussiansRot": _BLIND[4],
     "narrow mixture": _BLIND[2], "wide mixture": _BLIND[9],
     "spiral": _BLIND[3],
-    "KDE": _BLIND[2], "affine": _BLIND[0], "spline": _BLIND[1],
-    "course": _BLIND[7],
+    "KDE": _BLIND[2], "sharpened": _BLIND[4], "affine": _BLIND[0],
+    "spline": _BLIND[1], "course": _BLIND[7],
 }  # fmt: skip
 
 
@@ -101,6 +101,13 @@ def bare(axes):
         ax.spines[:].set_visible(False)
 
 
+def plain_log(axis):
+    """Plain numbers at 1, 2 and 5 times the powers of ten."""
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(mpl.ticker.NullFormatter())
+
+
 def color_bar(fig, image, axes, label="p(x), per unit of area"):
     """One bar for all the axes."""
     bar = fig.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
@@ -125,7 +132,7 @@ def plot_losses(ax, result, entropy=None, title=None):
     last = _numpy(result.valid_losses).reshape(-1)[-1]
     floor = entropy if entropy is not None else lowest.min()
     top = max(floor + 1.2, last + 0.2)
-    ax.set(xlabel="epoch", ylabel="nats a point", title=title)
+    ax.set(xlabel="epoch", ylabel="nats per point", title=title)
     ax.set_ylim(min(floor, lowest.min()) - 0.15, top)
 
 

@@ -121,6 +121,27 @@ function Div(el)
   end
 end
 
+-- The line that introduces a table stays on its page.
+function Blocks(blocks)
+  if not typst then return end
+  local done = pandoc.Blocks{}
+  for k, block in ipairs(blocks) do
+    local follows = blocks[k + 1]
+    if follows and follows.t == "Plain"
+        and pandoc.utils.stringify(follows) == "" then  -- a table's own style
+      follows = blocks[k + 2]
+    end
+    if block.t == "Para" and follows and follows.t == "Table" then
+      done:insert(pandoc.RawBlock("typst", "#block(sticky: true)["))
+      done:insert(block)
+      done:insert(pandoc.RawBlock("typst", "]"))
+    else
+      done:insert(block)
+    end
+  end
+  return done
+end
+
 function Table(el)
   if not typst then
     local attr = pandoc.Attr("", {"scroll"}, {tabindex = "0"})

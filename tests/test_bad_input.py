@@ -233,7 +233,7 @@ case_each(lambda v: fit(average=v), "average",
           -0.1, 1, 1.5, NAN, True, False, "0", None)  # fmt: skip
 case_each(lambda v: fit(valid_fraction=v), "valid_fraction",
           0, 1, -0.1, 1.5, NAN, True, "0.1", None)  # fmt: skip
-for name in ("cosine", "sharpened", "shuffle", "progress"):
+for name in ("cosine", "sharpened", "shuffle", "tolerance", "progress"):
     case_each(lambda v, n=name: fit(**{n: v}), name, 0, 1, None, "yes")
 case(lambda: fit(data=POINTS[:2]), "data", "2 with valid_fraction 0.1")
 case(lambda: fit(data=POINTS, valid_fraction=0.95), "data", "20 .*0.95")

@@ -163,6 +163,18 @@ def test_jitter_draws_from_the_kernel_estimate(members, sharpened, jitter):
         assert own.std() == pytest.approx(drawn.std(), rel=0.5)
 
 
+def test_without_tolerance_the_best_epoch_is_used():
+    options = dict(average=0, learning_rate=0.1, warmup=0, cosine=False)
+    used = {
+        tolerance: quick(small_flow(3, seed=1), data(200), 40,
+                         tolerance=tolerance, **options)
+        for tolerance in (True, False)
+    }  # fmt: skip
+    best = used[False].best_epoch
+    assert torch.equal(used[False].used_epoch, best)
+    assert (used[True].used_epoch > best).any()
+
+
 def test_averaging_returns_and_validates_the_mean_weights():
     points = data(200)
     plain, mean = (quick(small_flow(), points, average=a) for a in (0, 0.99))
@@ -378,7 +390,8 @@ def test_default_keeps_the_held_out_loss_sane_where_the_course_blew_up():
 
 @pytest.mark.parametrize("switch", [
     {}, {"jitter": 0}, {"sharpened": False}, {"average": 0},
-    {"cosine": False}, {"shuffle": False}, {"jitter": 0, "average": 0},
+    {"cosine": False}, {"shuffle": False}, {"tolerance": False},
+    {"jitter": 0, "average": 0},
     PLAIN, {"batch_size": 1}, {"batch_size": 10**6}, {"progress": True},
 ], ids=str)  # fmt: skip
 def test_every_switch_can_be_turned(switch):
