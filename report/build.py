@@ -238,5 +238,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # even if it was ignored
+        signal.signal(stop, signal.default_int_handler)
     sys.exit(main())
