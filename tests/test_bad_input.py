@@ -26,6 +26,7 @@ from helpers import (
     bootstrap_interval,
     check_counts,
     entropy,
+    grid_entropy,
     kl_divergence,
     leave_one_out,
     reference_bandwidth,
@@ -258,6 +259,8 @@ for score in (kl_divergence, total_variation):
     case_each(lambda n, s=score: s(TRUTH, KDE, n), "n", 1, *COUNT)
 case_each(entropy, "density", None, 3, "Moons")
 case_each(lambda n: entropy(TRUTH, n), "n", 1, *COUNT)
+case_each(grid_entropy, "density", None, 3, "Moons")
+case_each(lambda n: grid_entropy(TRUTH, n), "size", *COUNT)
 case_each(lambda s: entropy(TRUTH, 9, s), "seed", *SEED)
 
 # Studies

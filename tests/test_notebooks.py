@@ -64,7 +64,7 @@ def test_notebook_is_committed_as_it_ran(path):
     counts = [c.execution_count for c in cells]
     assert counts == list(range(1, len(cells) + 1))
     for cell in cells:
-        assert len(cell.source.splitlines()) <= 30
+        assert len(cell.source.splitlines()) <= 25
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 import helpers
 from helpers import (
+    DISTRIBUTIONS,
     CouplingFlow,
     Density,
     Estimate,
@@ -24,6 +25,7 @@ from helpers import (
     TrainingResult,
     bootstrap_interval,
     entropy,
+    grid_entropy,
     kl_divergence,
     sweep,
     total_variation,
@@ -168,6 +170,20 @@ def test_scores_of_an_ensemble_are_its_members():
             assert many.standard_error[i].item() == pytest.approx(
                 own.standard_error
             )
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_entropy_on_a_grid_is_that_of_samples(name):
+    truth = toy_distribution(name)
+    value, error = entropy(truth, 40_000)
+    assert abs(grid_entropy(truth) - value) < 4 * error
+
+
+def test_entropy_on_a_grid_is_the_closed_form():
+    expected = math.log(2 * math.pi * math.e * 0.3**2)
+    assert grid_entropy(normal((3, 1), 0.3)) == pytest.approx(
+        expected, abs=1e-3
+    )
 
 
 def test_entropy_of_a_flow_is_that_of_its_density_on_a_grid():
