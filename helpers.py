@@ -736,7 +736,7 @@ class AffineCoupling(nn.Module):
 
     networks, outputs = 2, 1
 
-    def __init__(self, members, bound=2.0):
+    def __init__(self, members, bound=2.5):
         super().__init__()
         self.bound = bound if bound is None else _number(bound, "bound")
         if bound is None:
@@ -966,7 +966,7 @@ def _one_thread():
 @_one_thread()
 def train(
     flow, data, epochs, *, batch_size=256, learning_rate=1e-2, warmup=0.1,
-    cosine=True, beta2=0.99, jitter=1.6, sharpened=True, average=0.99,
+    cosine=True, beta2=0.99, jitter=1.5, sharpened=True, average=0.99,
     shuffle=True, tolerance=True, valid_fraction=0.1, seed=0, progress=True,
 ):  # fmt: skip
     """Maximum likelihood by Adam. `flow` is left as it was; the result's
@@ -1074,7 +1074,7 @@ def train(
                     f"training diverged in epoch {epoch + 1} of {epochs}: "
                     f"the loss is {loss.flatten()[0].item()}; try a "
                     f"learning_rate below {learning_rate}, or a flow with a "
-                    "bounded log-scale (bound=2.0)"
+                    "bounded log-scale (bound=2.5)"
                 )
             better = valid_loss < -best.mean(-1)  # never where it is NaN
             best = torch.where(better[..., None], log_p, best)

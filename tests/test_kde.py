@@ -349,7 +349,7 @@ def test_sharpening_keeps_the_variance_of_a_gaussian(step, ratio):
 
 def test_sharpening_lowers_the_kl():
     data = ToyDataset("GaussiansRot", 1500, seed=0)
-    h = 1.6 * select_bandwidth(data.data)
+    h = 1.5 * select_bandwidth(data.data)
     plain, sharp = (
         kl_divergence(data.distribution, GaussianKDE(points, h), 20_000)
         for points in (data.data, sharpen(data.data, h))
