@@ -6,10 +6,10 @@ from pathlib import Path
 import kde
 import matplotlib.pyplot as plt
 import numpy as np
-import training
 from matplotlib.ticker import LogLocator
 from timing import cpu_seconds, write
 
+import training
 from helpers import Grid
 from plots import COLORS, panels, set_theme
 

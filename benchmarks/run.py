@@ -19,6 +19,7 @@ import kde  # noqa: E402
 import threadpoolctl  # noqa: E402
 import timing  # noqa: E402
 import torch  # noqa: E402
+
 import training  # noqa: E402
 
 

@@ -1,0 +1,402 @@
+"""Scores, sweeps over settings, intervals and verdicts.
+
+Every fit is scored against the exact truth, in nats, on fresh points; every
+comparison stands on several seeds, with Student's interval.
+"""
+
+import hashlib
+import inspect
+import math
+import os
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from helpers import (
+    COUPLINGS,
+    SCORING,
+    CouplingFlow,
+    CouplingLayer,
+    Grid,
+    ToyDataset,
+    check_flag,
+    check_integer,
+    check_number,
+    one_thread,
+    random_generator,
+)
+from training import Recipe, train
+
+# Scores
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error: floats, or (S,) tensors."""
+
+    value: float
+    standard_error: float
+
+
+def kl_divergence(truth, model, n=100_000, seed=0):
+    """KL(truth || model) = E[log truth(x) - log model(x)], x ~ truth, in
+    nats: -> Estimate.
+
+    On n fresh points of the truth: a ToyDataset of the same seed shares
+    none of them. (Kullback, Leibler 1951)
+    """
+    return estimate(log_ratios(truth, model, n, seed))
+
+
+def total_variation(truth, model, n=100_000, seed=0):
+    """Half the integral of |truth - model|, from 0 to 1: -> Estimate.
+
+    It equals E[max(0, 1 - model(x) / truth(x))], x ~ truth, which needs no
+    grid and no care at a pole of the truth. (Devroye, Gyorfi 1985)
+    """
+    excess = -torch.expm1(-log_ratios(truth, model, n, seed))
+    return estimate(excess.clamp(min=0))
+
+
+@torch.no_grad()
+def entropy(density, n=100_000, seed=0):
+    """E[-log p(x)], x ~ p, in nats: -> Estimate. (Cover, Thomas 2006)"""
+    check_density(density, "density")
+    n = check_integer(n, "n", at_least=2)
+    x = density.sample(n, random_generator(seed, SCORING))
+    return estimate(-density.log_probability(x).double())
+
+
+@torch.no_grad()
+def grid_entropy(density, size=300):
+    """-sum p log p over size^2 cells around a sample, in nats: -> float.
+
+    In the plane; for a smooth density exact to 0.001; at a pole use
+    `entropy`.
+    """
+    check_density(density, "density")
+    around = density.sample(5000)
+    grid = Grid.around(around, check_integer(size, "size"), 0.3)
+    log_p = density.log_probability(grid.points).double()
+    return -(log_p.exp() * log_p).sum().item() * grid.cell_area
+
+
+@torch.no_grad()
+@one_thread()
+def log_ratios(truth, model, n, seed):
+    """log truth(x) - log model(x) at n fresh x ~ truth: (n,) or (S, n)."""
+    check_density(truth, "truth"), check_density(model, "model")
+    n = check_integer(n, "n", at_least=2)
+    x = truth.sample(n, random_generator(seed, SCORING))
+    ratios = [
+        truth.log_probability(part).cpu().double()
+        - model.log_probability(part).cpu().double()
+        for part in x.split(8192)
+    ]
+    return torch.cat(ratios, -1)
+
+
+def estimate(values):
+    mean = values.mean(-1)
+    error = values.std(-1) / values.shape[-1] ** 0.5
+    if values.dim() == 1:
+        return Estimate(mean.item(), error.item())
+    return Estimate(mean, error)
+
+
+def check_density(density, name):
+    if not all(hasattr(density, f) for f in ("log_probability", "sample")):
+        raise TypeError(
+            f"{name} must have log_probability and sample, got {density!r}"
+        )
+
+
+# Intervals and verdicts
+
+
+class Interval(NamedTuple):
+    """A mean with the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def mean_interval(values, level=0.95):
+    """Mean of values (n,) and its Student's t interval: -> Interval.
+
+    For a comparison paired by seed, give the n differences. One value has
+    the interval (-inf, inf): it says nothing of its scatter. ValueError
+    unless finite. (Student 1908)
+    """
+    level = check_number(level, "level", below=1)
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"values must be a list of numbers, got {values!r}"
+        ) from error
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            f"values must be a non-empty finite list, got {values!r}"
+        )
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = student_t(level, n - 1) * float(values.std(ddof=1)) / n**0.5
+    return Interval(mean, mean - half, mean + half)
+
+
+def holm_intervals(comparisons, level=0.95):
+    """Intervals of several comparisons that are read together: {claim:
+    differences (n,)} -> {claim: Interval}, whose verdicts are all true with
+    probability level or more.
+
+    The k-th smallest of m p-values stands if it and those before it are
+    below (1 - level) / (m - k + 1), and its interval has that level; the
+    others have the level at which the first of them failed. (Holm 1979)
+    """
+    level = check_number(level, "level", below=1)
+    plain = {claim: mean_interval(v) for claim, v in comparisons.items()}
+    alpha = {}
+    for claim, (mean, _, _) in plain.items():
+        values = np.asarray(comparisons[claim], dtype=float)
+        n = len(values)
+        error = values.std(ddof=1) / n**0.5 if n > 1 else math.inf
+        t = abs(mean) / error if error > 0 else math.inf * (mean != 0 or 0)
+        alpha[claim] = 1 - student_mass(t, n - 1) if n > 1 else 1.0
+    intervals, allowed, failed = {}, 1 - level, False
+    for k, claim in enumerate(sorted(alpha, key=alpha.get)):
+        if not failed:
+            allowed = (1 - level) / (len(alpha) - k)
+            failed = alpha[claim] >= allowed
+        intervals[claim] = mean_interval(comparisons[claim], 1 - allowed)
+    return {claim: intervals[claim] for claim in comparisons}
+
+
+def verdict(claim, interval):
+    """A claim that a mean difference is positive, judged by its interval:
+    -> "claim: supported", "claim: reversed" (it is negative), or "claim:
+    undecided" where the interval contains 0, and the interval."""
+    if not isinstance(interval, Interval):
+        raise TypeError(f"interval must be an Interval, got {interval!r}")
+    answer = "undecided"
+    if interval.low > 0:
+        answer = "supported"
+    if interval.high < 0:
+        answer = "reversed"
+    return f"{claim}: {answer}, {interval}"
+
+
+def student_mass(t, degrees):
+    """P(|T| < t) for Student's T: with t = sqrt(degrees) tan(angle) the
+    integral of cos^(degrees - 1) from 0 to the angle, by quadrature, as a
+    share of that to pi / 2."""
+    u, weights = np.polynomial.legendre.leggauss(200)
+
+    def integral(angle):
+        return angle * weights @ np.cos(angle * (u + 1) / 2) ** (degrees - 1)
+
+    angle = math.atan(t / degrees**0.5)
+    return integral(angle) / integral(math.pi / 2)
+
+
+def student_t(level, degrees):
+    """The t with P(|T| < t) = level, by bisection of the angle."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        t = degrees**0.5 * math.tan(middle)
+        if student_mass(t, degrees) < level:
+            low = middle
+        else:
+            high = middle
+    return degrees**0.5 * math.tan((low + high) / 2)
+
+
+# Sweeps
+
+
+def sweep(
+    settings, seeds=8, *, points=100_000, n_jobs=-1, results=False,
+    progress=True,
+):  # fmt: skip
+    """Train an ensemble for every setting: -> DataFrame, a row a run.
+
+    settings: a list of dicts with arguments of ToyDataset (dist_type, a name
+    or a density, ...), CouplingFlow (num_layers, ...) and train (epochs and
+    the recipe's). seeds: how many, 0, 1, ...; each has its own data, weights
+    and noise. Columns: setting (its place in the list), the settings, seed,
+    kl and kl_se (nats, on as many fresh points of the truth, the same for
+    all), valid_loss (nats), best_epoch, parameters, seconds (CPU, one
+    member's share), and status: "ok", or what went wrong, so that a failed
+    run does not lose the others. results=True: -> (table, list of
+    TrainingResults, None for a failure).
+
+    The settings run in n_jobs processes (-1: one a core), or wherever
+    joblib.parallel_config sends them, such as a Dask cluster. Each is kept
+    in the folder runs/, or $RUNS, as soon as it is ready, and read from
+    there the next time; with RUNS empty nothing is kept. A KeyboardInterrupt
+    returns the settings that were ready.
+
+    >>> setting = {"dist_type": "Moons", "num_layers": 1, "epochs": 2}
+    >>> table = sweep([setting], seeds=2, points=100, progress=False)
+    >>> table.status.tolist()
+    ['ok', 'ok']
+    """
+    check_settings(settings)
+    seeds = range(check_integer(seeds, "seeds"))
+    check_integer(points, "points", at_least=2)
+    check_flag(results, "results"), check_flag(progress, "progress")
+    if check_integer(n_jobs, "n_jobs", at_least=-math.inf) == 0:
+        raise ValueError(f"n_jobs must not be 0, got {n_jobs}")
+    memory = Memory()
+    keys = [memory.key(setting, seeds, points) for setting in settings]
+    done = {k: memory.recall(key) for k, key in enumerate(keys)}
+    done = {k: run for k, run in done.items() if run is not None}
+    todo = [k for k in range(len(settings)) if k not in done]
+    parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
+    jobs = (joblib.delayed(run_setting)(k, settings[k], seeds, points)
+            for k in todo)  # fmt: skip
+    bar = tqdm(
+        parallel(jobs) if todo else (), "sweep", len(settings),
+        initial=len(done), unit="setting", leave=False, disable=not progress,
+        postfix=f"{len(done)} remembered",
+    )  # fmt: skip
+    try:
+        for k, run in bar:
+            done[k] = run
+            memory.keep(keys[k], run)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        warnings.warn(
+            f"interrupted: returning {len(done)} of {len(settings)} "
+            "settings", stacklevel=2,
+        )  # fmt: skip
+    order = sorted(done)
+    rows = [{"setting": k, **row} for k in order for row in done[k][0]]
+    table, trained = pd.DataFrame(rows), [done[k][1] for k in order]
+    return (table, trained) if results else table
+
+
+def run_setting(place, setting, seeds, points):
+    """One ensemble, a member a seed: -> place, (rows, TrainingResult or
+    None)."""
+    rows = [{**setting, "seed": seed} for seed in seeds]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the row says who diverged
+            result, kl = run_ensemble(setting, seeds, points)
+    except Exception as error:
+        for row in rows:
+            row["status"] = f"{type(error).__name__}: {error}"
+        return place, (rows, None)
+    size = sum(p.numel() for p in result.flow.parameters()) // len(seeds)
+    for i, row in enumerate(rows):
+        row |= {
+            "kl": kl.value[i].item(),
+            "kl_se": kl.standard_error[i].item(),
+            "valid_loss": result.best_valid_loss[i].item(),
+            "best_epoch": result.best_epoch[i].item(),
+            "parameters": size,
+            "seconds": result.seconds / len(seeds),
+            "status": "diverged" if result.diverged[i] else "ok",
+        }
+    return place, (rows, result)
+
+
+def run_ensemble(setting, seeds, points):
+    data_options, flow_options, train_options = (
+        {name: setting[name] for name in setting if name in known}
+        for known in ROUTES
+    )
+    data = [ToyDataset(seed=s, **data_options) for s in seeds]
+    flow = CouplingFlow(
+        members=len(seeds), seed=seeds[0], dim=data[0].data.shape[1],
+        **flow_options,
+    )  # fmt: skip
+    result = train(flow, data, seed=seeds[0], progress=False, **train_options)
+    return result, kl_divergence(data[0].distribution, result.flow, points)
+
+
+def names_of(*functions):
+    """The names of their arguments that a setting may have."""
+    names = [n for f in functions for n in inspect.signature(f).parameters]
+    return set(names) - {
+        "self", "seed", "members", "options", "mask", "lead", "dim",
+    }  # fmt: skip
+
+
+# Which of a setting's names go to the data, to the flow and to train.
+ROUTES = (
+    names_of(ToyDataset),
+    names_of(CouplingFlow, CouplingLayer, *COUPLINGS.values()),
+    {"epochs", *(field.name for field in fields(Recipe))},
+)
+
+
+def check_settings(settings):
+    dicts = isinstance(settings, (list, tuple)) and len(settings)
+    if not (dicts and all(isinstance(s, dict) for s in settings)):
+        raise TypeError(
+            f"settings must be a non-empty list of dicts, got {settings!r}"
+        )
+    known = set().union(*ROUTES)
+    for setting in settings:
+        unknown = setting.keys() - known
+        missing = {"dist_type", "num_layers", "epochs"} - setting.keys()
+        if unknown or missing:
+            raise ValueError(
+                f"setting {setting!r} has unknown keys "
+                f"{sorted(unknown, key=str)} and lacks {sorted(missing)}; "
+                f"known: {', '.join(sorted(known))}"
+            )
+
+
+class Memory:
+    """What sweep has trained, by joblib.Memory: a result is read again only
+    for the same setting, seeds, sources, torch and kernels."""
+
+    def __init__(self):
+        here = Path(__file__).parent
+        folder = os.environ.get("RUNS", str(here / "runs"))
+        self.store = joblib.Memory(folder or None, verbose=0)
+        self.cached = self.store.cache(kept, ignore=["run"])
+        sources = [(here / f"{name}.py").read_bytes()
+                   for name in ("helpers", "training", "study")]  # fmt: skip
+        kernels = (
+            os.environ.get("MKL_CBWR"),
+            os.environ.get("ATEN_CPU_CAPABILITY"),
+        )
+        self.about = (
+            hashlib.sha256(b"".join(sources)).hexdigest(),
+            torch.__version__, *kernels,
+        )  # fmt: skip
+
+    def key(self, setting, seeds, points):
+        return joblib.hash((setting, list(seeds), points, self.about))
+
+    def recall(self, key):
+        """The run, or None where there is none or it cannot be read, which
+        joblib says in a warning."""
+        if self.store.location and self.cached.check_call_in_cache(key, None):
+            return self.cached(key, None)
+        return None
+
+    def keep(self, key, run):
+        if self.store.location and run[1] is not None:
+            self.cached.call(key, run)
+
+
+def kept(key, run):
+    return run

@@ -1,0 +1,368 @@
+"""Maximum likelihood for coupling flows: the recipe and the loop.
+
+A flow is fitted by the mean of -log p over its training points, in nats. The
+recipe says how; the loop is `train`. Its pieces, in the order of their use:
+`Recipe.batches` gives an epoch's points, `Descent` takes a step of Adam on
+each batch, `RunningMean` averages the weights, `Choice` picks the epoch.
+"""
+
+import copy
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from helpers import (
+    TRAINING,
+    CouplingFlow,
+    ToyDataset,
+    check_flag,
+    check_integer,
+    check_number,
+    one_thread,
+    random_generators,
+    select_bandwidth,
+    sharpen,
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: each switch can be turned off by its own.
+
+    batch_size, learning_rate: of Adam, with decay beta2 for its running mean
+        of the squared gradient. (Kingma, Ba 2015)
+    warmup: over this share of the steps the learning rate rises from 0.
+    cosine: it falls to 0 along a cosine. (Loshchilov, Hutter 2017)
+    shuffle: a new order of the points in every epoch.
+    jitter: every batch gets fresh N(0, h^2 I) noise, h = jitter times
+        select_bandwidth of the training points. This is maximum likelihood
+        on their kernel estimate. 0: none.
+    sharpened: the noise is added to sharpen(points, h) in their place.
+    average: decay of the running mean of the weights, which is what is
+        validated and returned. 0: none. (Izmailov et al. 2018)
+    tolerance: return the last epoch whose held-out loss is within a standard
+        error of the best one's: among losses that a small held-out set
+        cannot tell apart, the most trained. False: the best one.
+        (Breiman et al. 1984, section 3.4)
+    valid_fraction: share of the points, from the end, that is held out.
+    """
+
+    batch_size: int = 256
+    learning_rate: float = 1e-2
+    beta2: float = 0.99
+    warmup: float = 0.1
+    cosine: bool = True
+    shuffle: bool = True
+    jitter: float = 1.5
+    sharpened: bool = True
+    average: float = 0.99
+    tolerance: bool = True
+    valid_fraction: float = 0.1
+
+    def __post_init__(self):
+        check_integer(self.batch_size, "batch_size")
+        check_number(self.learning_rate, "learning_rate")
+        for name in ("beta2", "warmup", "average"):
+            check_number(getattr(self, name), name, below=1, or_equal=True)
+        for name in ("cosine", "shuffle", "sharpened", "tolerance"):
+            check_flag(getattr(self, name), name)
+        check_number(self.jitter, "jitter", or_equal=True)
+        check_number(self.valid_fraction, "valid_fraction", below=1)
+
+    def rate(self, step, steps):
+        """The learning rate of a step, counted from 0."""
+        rise = min(1, (step + 1) / (self.warmup * steps)) if self.warmup else 1
+        fall = (1 + math.cos(math.pi * step / steps * self.cosine)) / 2
+        return self.learning_rate * (rise * fall)
+
+    def batches(self, points, width, generators):
+        """An epoch: points (..., n, d) in a new order, plus width times
+        noise, in parts. Each member draws from its own generator."""
+
+        def draw(sampler):
+            draws = torch.stack([sampler(g) for g in generators])
+            return draws.to(points.device).reshape(*points.shape[:-1], -1)
+
+        n, d = points.shape[-2:]
+        if self.shuffle:
+            order = draw(lambda g: torch.randperm(n, generator=g))
+            points = points.gather(-2, order.expand_as(points))
+        if self.jitter:
+            noise = draw(lambda g: torch.randn(n, d, generator=g))
+            points = points + width[..., None, None] * noise.to(points)
+        return points.tensor_split(math.ceil(n / self.batch_size), -2)
+
+    def smooth(self, points):
+        """The points that get noise, and its width h, () or (S,)."""
+        sets = points.reshape(-1, *points.shape[-2:])
+        widths = [self.jitter and self.jitter * bandwidth(p) for p in sets]
+        if self.jitter and self.sharpened:
+            pairs = zip(sets, widths, strict=True)
+            sets = torch.stack([sharpen(p, h).to(p) for p, h in pairs])
+        width = points.new_tensor(widths).reshape(points.shape[:-2])
+        return sets.reshape(points.shape), width
+
+
+@one_thread()
+def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
+    """Maximum likelihood by Adam: -> TrainingResult. `flow` is left as it
+    was; the result's .flow is the trained one.
+
+    data: a ToyDataset or points (N, d); for S members one of these, or a
+    list of S of one size. recipe: what differs from Recipe's defaults.
+    Member i of seed s is trained as a single flow of seed s + i would be.
+    A KeyboardInterrupt after the first epoch returns what was reached. A
+    member whose loss stops being finite is left out with a warning;
+    RuntimeError if none remains. ValueError, TypeError for bad arguments.
+
+    >>> moons = ToyDataset("Moons", 500, seed=0)
+    >>> result = train(CouplingFlow(2), moons, epochs=3, progress=False)
+    >>> result.valid_losses.shape
+    torch.Size([3])
+    """
+    recipe = Recipe(**recipe)
+    points, valid = split_off(flow, data, recipe.valid_fraction)
+    check_integer(epochs, "epochs"), check_flag(progress, "progress")
+    generators = random_generators(seed, flow.members or 1, TRAINING)
+    points, width = recipe.smooth(points)
+    n = points.shape[-2]
+    steps = epochs * math.ceil(n / recipe.batch_size)
+    descent = Descent(flow, recipe, steps)
+    mean = RunningMean(descent, recipe.average)
+    choice, start = Choice.of(mean.flow, valid), time.process_time()
+    bar = tqdm(range(epochs), "training", unit="epoch", leave=False,
+               disable=not progress)  # fmt: skip
+    try:
+        for epoch in bar:
+            loss = 0
+            for batch in recipe.batches(points, width, generators):
+                loss = loss + descent.step(batch) * batch.shape[-2] / n
+                mean.update()
+            log_p = mean.log_probability(valid)
+            choice = choice.after(epoch, mean.flow, loss, log_p, recipe)
+            bar.set_postfix_str(f"held out {-log_p.mean():.3f} nats")
+    except KeyboardInterrupt:
+        if not choice.losses:
+            raise
+    seconds = time.process_time() - start
+    return choice.result(flow, width, len(choice.losses) < epochs, seconds)
+
+
+class Descent:
+    """A copy of the flow whose weights are views of one vector, so that a
+    step of Adam is one kernel: `flat` (all weights,), `steps` to come."""
+
+    def __init__(self, flow, recipe, steps):
+        self.flow, self.recipe, self.steps = copy.deepcopy(flow), recipe, steps
+        self.weights, self.flat, self.done = *as_one(self.flow), 0
+        betas = 0.9, recipe.beta2
+        self.adam = torch.optim.Adam([self.flat], 1.0, betas, fused=True)
+
+    def step(self, batch):
+        """One step on points (..., m, d): -> their loss before it, () or
+        (S,). The members' losses add up, so each has its own gradient."""
+        loss = -self.flow.log_probability(batch).mean(-1)
+        grads = torch.autograd.grad(loss.sum(), self.weights)
+        self.flat.grad = torch.cat([grad.flatten() for grad in grads])
+        rate = self.recipe.rate(self.done, self.steps)
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.step()
+        self.done += 1
+        return loss.detach()
+
+
+class RunningMean:
+    """The flow whose weights are the mean of those that Descent has been
+    at: with a decay of 0.99 of some 100 steps, of all in the beginning.
+    (Polyak, Juditsky 1992)"""
+
+    def __init__(self, descent, decay):
+        self.descent, self.decay, self.flow = descent, decay, descent.flow
+        if decay:
+            self.flow = copy.deepcopy(descent.flow)
+            _, self.flat = as_one(self.flow)
+
+    def update(self):
+        if self.decay:
+            share = max(1 - self.decay, 1 / self.descent.done)
+            self.flat.lerp_(self.descent.flat, share)
+
+    @torch.no_grad()
+    def log_probability(self, x):
+        return self.flow.log_probability(x)
+
+
+class Choice(NamedTuple):
+    """The epoch whose weights are returned, and how it came about: a new
+    value after every epoch, so that an interrupt always finds a whole one.
+
+    epoch: () or (S,); weights: those of that epoch; best: log p of the
+    held-out points at the epoch with the best mean, (..., n); alive: whether
+    every loss was finite; losses, valid_losses: one a past epoch.
+    """
+
+    epoch: torch.Tensor
+    weights: list
+    best: torch.Tensor
+    alive: torch.Tensor
+    losses: tuple = ()
+    valid_losses: tuple = ()
+
+    @classmethod
+    def of(cls, flow, valid):
+        weights = [p.detach().clone() for p in flow.parameters()]
+        best = valid.new_full(valid.shape[:-1], -math.inf)
+        epoch = torch.zeros_like(best[..., 0], dtype=torch.long)
+        return cls(epoch, weights, best, torch.ones_like(epoch).bool())
+
+    def after(self, epoch, flow, loss, log_p, recipe):
+        alive = self.alive & loss.isfinite()
+        if not alive.any():
+            raise RuntimeError(
+                f"training diverged in epoch {epoch + 1}: the loss is "
+                f"{loss.flatten()[0].item()}; try a learning_rate below "
+                f"{recipe.learning_rate}, or a flow with a bounded log-scale "
+                "(bound=2.5)"
+            )
+        better = log_p.mean(-1) > self.best.mean(-1)  # never where it is NaN
+        best = torch.where(better[..., None], log_p, self.best)
+        take = better | (no_worse(log_p, best) & recipe.tolerance)
+        weights = [
+            torch.where(as_wide(take, p), p.detach(), w)
+            for p, w in zip(flow.parameters(), self.weights, strict=True)
+        ]
+        return Choice(
+            torch.where(take, epoch, self.epoch), weights, best, alive,
+            (*self.losses, loss), (*self.valid_losses, -log_p.mean(-1)),
+        )  # fmt: skip
+
+    def result(self, flow, width, interrupted, seconds):
+        """A copy of the flow with the chosen weights, and its history."""
+        alive = self.alive & self.best.mean(-1).isfinite()
+        if not alive.any():
+            raise RuntimeError(
+                "the held-out loss was never finite: look for an outlier "
+                "among the last points of data"
+            )
+        if interrupted:
+            warnings.warn(
+                f"interrupted: returning the best of {len(self.losses)} "
+                "epochs", stacklevel=3,
+            )  # fmt: skip
+        if not alive.all():
+            lost = (~alive).nonzero().flatten().tolist()
+            warnings.warn(
+                f"members {lost} diverged, left out", stacklevel=3
+            )  # fmt: skip
+        trained = copy.deepcopy(flow)
+        for p, weight in zip(trained.parameters(), self.weights, strict=True):
+            p.data = weight
+        valid_losses = torch.stack(self.valid_losses)
+        best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
+        entries = best_epoch, -self.best.mean(-1), self.epoch, width, ~alive
+        if flow.members is None:
+            entries = (entry.item() for entry in entries)
+        return TrainingResult(
+            trained, torch.stack(self.losses), valid_losses, *entries,
+            interrupted, seconds,
+        )  # fmt: skip
+
+
+@dataclass
+class TrainingResult:
+    """What train returns; with S members the entries are tensors (S,).
+
+    flow: the flow to use, with the weights of used_epoch. train_losses,
+    valid_losses: (epochs[, S]), mean -log p in nats a point, on the noisy
+    training points and the clean held-out ones. best_epoch: where, counted
+    from 0, valid_losses is lowest, and best_valid_loss its value there.
+    used_epoch: the last one no worse than that by more than one standard
+    error of the difference, point by point.
+    jitter: standard deviation of the noise, in the data's unit. diverged:
+    whether a loss stopped being finite. interrupted: whether epochs are
+    missing. seconds: CPU time.
+    """
+
+    flow: CouplingFlow
+    train_losses: torch.Tensor
+    valid_losses: torch.Tensor
+    best_epoch: int | torch.Tensor
+    best_valid_loss: float | torch.Tensor
+    used_epoch: int | torch.Tensor
+    jitter: float | torch.Tensor
+    diverged: bool | torch.Tensor
+    interrupted: bool
+    seconds: float
+
+
+# Plumbing
+
+
+def bandwidth(points, at_most=2000):
+    """select_bandwidth of at most so many points, scaled as the best h of
+    more of them: N^(-1 / (d + 4))."""
+    few, d = points[:at_most], points.shape[-1]
+    return select_bandwidth(few) * (len(points) / len(few)) ** (-1 / (d + 4))
+
+
+def as_one(flow):
+    """A flow's parameters, and one vector that they become views of."""
+    weights = list(flow.parameters())
+    flat = torch.cat([weight.detach().flatten() for weight in weights])
+    nn.utils.vector_to_parameters(flat, weights)
+    return weights, flat
+
+
+def no_worse(log_p, best):
+    """Whether the mean of log_p, (..., n), is below that of best by less
+    than a standard error of their difference; False for a single point."""
+    loss = best - log_p
+    if loss.shape[-1] == 1:
+        return torch.zeros_like(loss[..., 0], dtype=torch.bool)
+    return loss.mean(-1) <= loss.std(-1) / loss.shape[-1] ** 0.5
+
+
+def as_wide(value, parameter):
+    """value, () or (S,), with axes added until it broadcasts."""
+    return value.reshape(value.shape + (1,) * (parameter.dim() - value.dim()))
+
+
+def split_off(flow, data, fraction):
+    """The first points to fit and the last to validate: (..., n, d) each."""
+    if not isinstance(flow, CouplingFlow):
+        raise TypeError(f"flow must be a CouplingFlow, got {flow!r}")
+    points = training_points(flow, data)
+    n = points.shape[-2]
+    held_out = max(1, round(fraction * n))
+    if n - held_out < 2:
+        raise ValueError(
+            f"data must leave 2 points or more to fit, got {n} with "
+            f"valid_fraction {fraction}"
+        )
+    return points.split([n - held_out, held_out], -2)
+
+
+def training_points(flow, data):
+    """What train takes as data, as the flow's (n, d) or (S, n, d)."""
+    many = isinstance(data, (list, tuple)) and data and flow.members
+    if many and isinstance(data[0], (ToyDataset, torch.Tensor, np.ndarray)):
+        parts = [flow.check(getattr(d, "data", d), "data") for d in data]
+        sizes = {part.shape for part in parts}
+        if len(parts) != flow.members or len(sizes) > 1:
+            raise ValueError(
+                f"data must be {flow.members} sets (N, {flow.dim}) of one "
+                f"size, got {len(parts)} of shapes {[tuple(s) for s in sizes]}"
+            )
+        return torch.stack(parts)
+    data = data.data if isinstance(data, ToyDataset) else data
+    points = flow.check(data, "data")
+    if flow.members is None:
+        return points
+    return points.expand(flow.members, *points.shape[-2:])
