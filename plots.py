@@ -9,6 +9,7 @@ import ast
 import inspect
 import io
 import os
+import re
 import tempfile
 import textwrap
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
-from helpers import bootstrap_interval
+from study import mean_interval
 
 WIDTH = 6.3  # inches: the printed column, so that a point is a point
 DENSITY = sns.color_palette("mako_r", as_cmap=True)
@@ -94,6 +95,13 @@ def plot_density(ax, image, grid, vmax=None, title=None, **options):
     return image
 
 
+def plot_difference(ax, image, exact, grid, vmax, title=None):
+    """image - exact on a Grid, signed: red where it is too high."""
+    gap = _numpy(image) - _numpy(exact)
+    options = {"cmap": DIVERGING, "vmin": -vmax}
+    return plot_density(ax, gap, grid, vmax, title, **options)
+
+
 def bare(axes):
     """Takes ticks and frame from pictures whose axes say nothing new."""
     for ax in np.ravel(axes):
@@ -116,24 +124,25 @@ def color_bar(fig, image, axes, label="p(x), per unit of area"):
 
 
 def plot_losses(ax, result, entropy=None, title=None):
-    """Every member's losses by epoch, their median, each best epoch, and the
-    entropy of the truth: no density can do better on the truth."""
+    """Every member's losses by epoch, their median, a dot at each epoch whose
+    weights are used, and the entropy of the truth: on fresh points no
+    density has a lower mean."""
     kinds = [("training", result.train_losses, "C7")]
     kinds += [("held out", result.valid_losses, "C0")]
     for label, losses, color in kinds:
         losses = _numpy(losses).reshape(len(losses), -1)
         ax.plot(losses, color=color, lw=0.3, alpha=0.4)
         ax.plot(np.median(losses, 1), color=color, lw=1.2, label=label)
-    best = np.atleast_1d(_numpy(result.best_epoch))
-    lowest = np.atleast_1d(_numpy(result.best_valid_loss))
-    ax.plot(best, lowest, "o", ms=2.5, color="C3", label="best epoch")
+    used = np.atleast_1d(_numpy(result.used_epoch))
+    there = np.take_along_axis(losses, used[None], 0)[0]
+    ax.plot(used, there, "o", ms=2.5, color="C3", label="epoch used")
     if entropy is not None:
         ax.axhline(entropy, color="k", lw=0.8, ls=":", label="entropy")
     last = _numpy(result.valid_losses).reshape(-1)[-1]
-    floor = entropy if entropy is not None else lowest.min()
+    floor = entropy if entropy is not None else there.min()
     top = max(floor + 1.2, last + 0.2)
     ax.set(xlabel="epoch", ylabel="nats per point", title=title)
-    ax.set_ylim(min(floor, lowest.min()) - 0.15, top)
+    ax.set_ylim(min(floor, np.nanmin(losses)) - 0.15, top)
 
 
 def origin_colors(z):
@@ -173,13 +182,13 @@ def plot_layers(axes, flow, path, grid):
 
 def plot_intervals(ax, groups, color="C0", labels=None, log=False):
     """A column a group: every seed's value, their mean, and its 95 %
-    bootstrap interval. groups: {label: values}."""
+    interval of Student's t. groups: {label: values}."""
     for k, (_, values) in enumerate(groups.items()):
         values = np.asarray(values, dtype=float)
         shade = color[k] if isinstance(color, list) else color
         spread = np.linspace(-0.15, 0.15, len(values))
         ax.plot(k + spread, values, "o", ms=2.5, color=shade, alpha=0.5, mew=0)
-        mean, low, high = bootstrap_interval(values)
+        mean, low, high = mean_interval(values)
         if len(values) > 1:
             ax.plot([k + 0.28] * 2, [low, high], color=shade, lw=1.2)
         ax.plot(k + 0.28, mean, "D", ms=3.5, color=shade)
@@ -193,7 +202,7 @@ def plot_trend(ax, table, x, y="kl", color="C0", label=None):
     """y against x, both on log scales: every run, mean and interval."""
     done = table[table.status == "ok"]
     ax.plot(done[x], done[y], "o", ms=2.5, color=color, alpha=0.4, mew=0)
-    means = done.groupby(x)[y].apply(lambda v: bootstrap_interval(v))
+    means = done.groupby(x)[y].apply(lambda v: mean_interval(v))
     xs = means.index.to_numpy(dtype=float)
     mean, low, high = np.array(means.tolist()).T
     finite = np.isfinite(low)
@@ -301,10 +310,16 @@ def say(text):
 
 
 def show_source(*objects):
-    """Code from helpers.py as it stands there, without its docstring."""
+    """Code from the modules as it stands there, without its docstring; a
+    method under the name of its class."""
     for thing in objects:
         source = textwrap.dedent(inspect.getsource(thing))
         doc = ast.get_docstring(ast.parse(source).body[0], clean=False)
         if doc is not None:
-            source = source.replace(f'    """{doc}"""\n', "", 1)
+            source = re.sub(
+                rf' +"""{re.escape(doc)}"""\n', "", source, count=1
+            )
+        owner, _, _ = thing.__qualname__.rpartition(".")
+        if owner:
+            source = f"class {owner}:\n" + textwrap.indent(source, "    ")
         say(f"```python\n{source.rstrip()}\n```")

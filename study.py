@@ -17,7 +17,6 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from helpers import (
     COUPLINGS,
@@ -32,7 +31,7 @@ from helpers import (
     one_thread,
     random_generator,
 )
-from training import Recipe, train
+from training import Recipe, progress_bar, train
 
 # Scores
 
@@ -267,9 +266,9 @@ def sweep(
     parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
     jobs = (joblib.delayed(run_setting)(k, settings[k], seeds, points)
             for k in todo)  # fmt: skip
-    bar = tqdm(
-        parallel(jobs) if todo else (), "sweep", len(settings),
-        initial=len(done), unit="setting", leave=False, disable=not progress,
+    bar = progress_bar(
+        progress, parallel(jobs) if todo else (), "sweep", len(settings),
+        initial=len(done), unit="setting",
         postfix=f"{len(done)} remembered",
     )  # fmt: skip
     try:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers import (
     TRAINING,
@@ -137,8 +137,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     descent = Descent(flow, recipe, steps)
     mean = RunningMean(descent, recipe.average)
     choice, start = Choice.of(mean.flow, valid), time.process_time()
-    bar = tqdm(range(epochs), "training", unit="epoch", leave=False,
-               disable=not progress)  # fmt: skip
+    bar = progress_bar(progress, range(epochs), "training", unit="epoch")
     try:
         for epoch in bar:
             loss = 0
@@ -303,6 +302,12 @@ class TrainingResult:
 
 
 # Plumbing
+
+
+def progress_bar(shown, *args, **options):
+    """A bar of tqdm, which TQDM_DISABLE=1 in the environment hides too."""
+    hidden = {} if shown else {"disable": True}
+    return tqdm(*args, leave=False, **hidden, **options)
 
 
 def bandwidth(points, at_most=2000):

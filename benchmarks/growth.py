@@ -3,13 +3,13 @@
 import io
 from pathlib import Path
 
+import fits
 import kde
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator
 from timing import cpu_seconds, write
 
-import training
 from helpers import Grid
 from plots import COLORS, panels, set_theme
 
@@ -28,10 +28,10 @@ def _kde_seconds(run, n):
     ])  # fmt: skip
 
 
-def _epoch_ms(coupling, members=8, layers=training.K):
+def _epoch_ms(coupling, members=8, layers=fits.K):
     epochs = max(4, 16 // members)  # the first one costs more
     seconds = [
-        training.train_ours(
+        fits.train_ours(
             coupling, members, epochs, 0, layers, jitter=0
         )[1]
         for _ in range(3)
@@ -71,7 +71,7 @@ def draw(kernels, members, layers):
         xlabel="samples N", ylabel="CPU s",
         title="kernel estimate, 100 × 100",
     )  # fmt: skip
-    axes[0, 1].set(xlabel="members", title=f"training, K = {training.K}")
+    axes[0, 1].set(xlabel="members", title=f"training, K = {fits.K}")
     axes[0, 2].set(xlabel="layers K", title="training, 8 members")
     for ax in axes[0]:
         _proportional(ax)

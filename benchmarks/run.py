@@ -14,13 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import fits  # noqa: E402
 import growth  # noqa: E402
 import kde  # noqa: E402
 import threadpoolctl  # noqa: E402
 import timing  # noqa: E402
 import torch  # noqa: E402
-
-import training  # noqa: E402
 
 
 def main():
@@ -42,7 +41,7 @@ def main():
     ]
     print("\n\n".join(parts))
     with threadpoolctl.threadpool_limits(1):
-        for topic in (training, kde, growth):
+        for topic in (fits, kde, growth):
             parts.append(topic.report(quick, log))
             print("\n" + parts[-1], flush=True)
     if not quick:

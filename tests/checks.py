@@ -11,37 +11,53 @@ from helpers import CouplingFlow, Grid
 FALSE_ALARM = 1e-6
 
 
-def scrambled(flow, seed=0, size=0.4):
-    """The flow in place, every parameter plus size * N(0, 1)."""
+def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
+              dtype=torch.float64, **options):  # fmt: skip
+    """A flow far from the identity: every parameter plus size * N(0, 1)."""
+    flow = CouplingFlow(K, members, coupling, seed, **options)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in flow.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter += size * noise.to(parameter)
-    return flow
+            parameter += size * noise
+    return flow.to(dtype)
 
 
-def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
-              dtype=torch.float64, **options):  # fmt: skip
-    """A flow far from the identity."""
-    flow = CouplingFlow(K, members, coupling, seed, **options)
-    return scrambled(flow, seed, size).to(dtype)
-
-
-def normal_points(*shape, seed=0, dtype=torch.float64):
+def normal_points(*shape, d=2, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, 2, generator=generator, dtype=dtype)
+    return torch.randn(*shape, d, generator=generator, dtype=dtype)
 
 
 def jacobian(function, z):
-    """y = f(z) and dy/dz by autograd: (..., 2) -> (..., 2), (..., 2, 2)."""
+    """y = f(z) and dy/dz by autograd: (..., d) -> (..., d), (..., d, d)."""
     z = z.detach().requires_grad_()
     y = function(z)
     rows = [
         torch.autograd.grad(y[..., i].sum(), z, retain_graph=True)[0]
-        for i in range(2)
+        for i in range(z.shape[-1])
     ]
     return y.detach(), torch.stack(rows, -2)
+
+
+def assert_mass_and_moments(density, n=40_000):
+    """In any dimension, by importance sampling from a wide Student's t: the
+    density's mass is one, and its first and second moments are those of its
+    samples, within five standard errors."""
+    x = density.sample(n, seed=1).double().numpy()
+    d = x.shape[1]
+    wide = stats.multivariate_t(x.mean(0), 1.5 * np.cov(x.T), df=5)
+    y = wide.rvs(n, random_state=0).reshape(n, d)
+    with torch.no_grad():
+        p = density.log_probability(y).double().exp().numpy()
+
+    def moments(x):
+        pairs = [x[:, i] * x[:, j] for i in range(d) for j in range(i, d)]
+        return np.column_stack([np.ones(n), x, *pairs])
+
+    weighted, drawn = moments(y) * (p / wide.pdf(y))[:, None], moments(x)
+    error = np.sqrt((weighted.var(0) + drawn.var(0)) / n)
+    assert error[0] < 0.03
+    assert (abs(weighted.mean(0) - drawn.mean(0)) < 5 * error + 1e-9).all()
 
 
 def cell_masses(density, grid, fine):

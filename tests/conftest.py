@@ -1,22 +1,23 @@
-"""What every test shares: the path to helpers, one thread, fixed examples."""
+"""What every test shares: the path to the modules, one thread, no memory of
+earlier sweeps, fixed examples."""
 
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["RUNS"] = ""  # every sweep trains
+
+import helpers  # noqa: E402, F401  sets the kernels before the first operation
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None)
-# For tests that are expected to fail: the first case will do.
-settings.register_profile(
-    "mutants", settings.get_profile("fixed"), phases=[Phase.generate]
-)
 settings.load_profile("fixed")
 
 

@@ -18,13 +18,9 @@ from timing import markdown, matrix_speed, rounds, spread
 from torch import nn
 from torch.utils.data import DataLoader, random_split
 
-from helpers import (
-    CouplingFlow,
-    ToyDataset,
-    kl_divergence,
-    toy_distribution,
-    train,
-)
+from helpers import CouplingFlow, ToyDataset, toy_distribution
+from study import kl_divergence
+from training import train
 
 K, N, HIDDEN, BATCH, EPOCHS = 4, 1500, 32, 256, 250
 TRUTH = toy_distribution("GaussiansRot", 5)
