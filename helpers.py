@@ -480,6 +480,141 @@ def sharpen(samples, h, step=1.0):
 # Coupling flows
 
 
+class CouplingLayer(nn.Module):
+    """The coordinates that the mask keeps pass, and shape the other ones.
+
+    mask: d ones (kept) and zeros, the ones first or last: [1, 0] keeps the
+    first of two coordinates. coupling: "affine", x2 = exp(s(z1)) z2 + t(z1)
+    with two networks s and t, j -> hidden -> hidden -> d - j; or "spline",
+    where each coordinate of x2 is a monotone spline of that of z2, shaped by
+    one network. members: None, or the number S of independent layers in one.
+    seed: as that of a flow. start: "spread" or "uniform", see draw. options:
+    bound of AffineCoupling; bins, interval of SplineCoupling.
+    (Dinh et al. 2017, section 3; Durkan et al. 2019, section 3)
+    """
+
+    def __init__(
+        self, mask, members=None, coupling="affine", seed=0, hidden=32,
+        start="spread", **options,
+    ):  # fmt: skip
+        super().__init__()
+        self.mask = check_mask(mask)
+        j, rest = sum(self.mask), self.mask.count(0)
+        lead = () if check_members(members) is None else (members,)
+        kind = COUPLINGS[check_choice(coupling, "coupling", COUPLINGS)]
+        self.coupling = kind(lead, **options)
+        lead, width = (*lead, kind.networks), check_integer(hidden, "hidden")
+        self.network = nn.Sequential(
+            Linear(lead, j, width), nn.LeakyReLU(inplace=True),
+            Linear(lead, width, width), nn.LeakyReLU(inplace=True),
+            Linear(lead, width, self.coupling.outputs * rest),
+        )  # fmt: skip
+        check_choice(start, "start", ("spread", "uniform"))
+        self.draw(random_generators(seed, members or 1, WEIGHTS), start)
+
+    def forward(self, z):
+        """x and log |det dx/dz|: (..., n, d) -> (..., n, d), (..., n)."""
+        z1, z2 = self.split(z)
+        x2, log_slope = self.coupling.forward(z2, self.condition(z1))
+        return self.merge(z1, x2), log_slope.sum(-2)
+
+    def inverse(self, x):
+        """z and log |det dz/dx|, likewise."""
+        x1, x2 = self.split(x)
+        z2, log_slope = self.coupling.inverse(x2, self.condition(x1))
+        return self.merge(x1, z2), log_slope.sum(-2)
+
+    def split(self, x):
+        """What passes and what is changed, as columns, which the networks'
+        products want: (..., n, d) -> (..., j, n), (..., d - j, n)."""
+        first = self.mask.index(1 - self.mask[0])
+        parts = x.mT.split([first, len(self.mask) - first], -2)
+        return parts if self.mask[0] else parts[::-1]
+
+    def condition(self, x1):
+        """The networks' outputs: (..., j, n) -> (..., networks, out, n)."""
+        lead = self.network[0].weight.shape[:-2]
+        inputs = x1.unsqueeze(-3).expand(*lead, -1, -1).flatten(0, -3)
+        return self.network(inputs).unflatten(0, lead)
+
+    def merge(self, x1, x2):
+        x1 = x1.expand(*x2.shape[:-2], -1, -1)
+        return torch.cat((x1, x2) if self.mask[0] else (x2, x1), -2).mT
+
+    @torch.no_grad()
+    def draw(self, generators, start):
+        """Initial weights, each member's from its own generator.
+
+        "uniform": within 1 / sqrt(inputs), as torch does. "spread" changes
+        three things: the kinks of the first layer's units lie evenly over
+        the data, up to 2.5 from the origin; the second layer keeps its
+        inputs' size (He et al. 2015); and the last is scaled by 0.05, so
+        that the flow starts near the identity.
+        """
+        first, second, last = self.network[::2]
+        for linear in (first, second, last):
+            limit = linear.weight.shape[-1] ** -0.5
+            for parameter in (linear.weight, linear.bias):
+                own = parameter.reshape(len(generators), -1)  # a view
+                for row, generator in zip(own, generators, strict=True):
+                    row.uniform_(-limit, limit, generator=generator)
+        if start == "spread":
+            root_j = first.weight.shape[-1] ** 0.5
+            first.weight.copy_(first.weight.sign() / root_j)
+            first.bias *= 2.5 * root_j
+            second.weight *= math.sqrt(6)
+            last.weight *= 0.05
+            last.bias *= 0.05
+
+
+class AffineCoupling(nn.Module):
+    """y -> exp(s) y + t, whose log-slope is s, for each coordinate alone.
+
+    bound: s = bound tanh(raw / bound), which cannot exceed it; None leaves
+    it free, times a learnt number that starts at 0 (the course's layer).
+    """
+
+    networks, outputs = 2, 1
+
+    def __init__(self, lead=(), bound=2.5):
+        super().__init__()
+        self.bound = bound if bound is None else check_number(bound, "bound")
+        if bound is None:
+            self.gain = nn.Parameter(torch.zeros(*lead, 1))
+
+    def forward(self, y, condition):
+        s, t = self.s_and_t(condition)
+        return s.exp() * y + t, s
+
+    def inverse(self, y, condition):
+        s, t = self.s_and_t(condition)
+        return (y - t) * (-s).exp(), -s
+
+    def s_and_t(self, condition):
+        """(..., 2, d - j, n) -> (..., d - j, n) each."""
+        raw, t = condition.unbind(-3)
+        if self.bound is None:
+            return self.gain[..., None] * raw, t
+        return self.bound * torch.tanh(raw / self.bound), t
+
+
+class Linear(nn.Module):
+    """W x + b for points as columns: (L, in, n) -> (L, out, n), weights
+    (*lead, out, in) with L the product of lead.
+
+    The leading axes count independent networks: the members, and s beside t.
+    """
+
+    def __init__(self, lead, fan_in, fan_out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*lead, fan_out, fan_in))
+        self.bias = nn.Parameter(torch.empty(*lead, fan_out, 1))
+
+    def forward(self, x):
+        weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
+        return torch.baddbmm(bias, weight, x)
+
+
 class CouplingFlow(nn.Module):
     """x = f_K(... f_1(z)), z ~ N(0, I): coupling layers, of which the first
     keeps the first half of the coordinates, the next the rest, and so on.
@@ -583,141 +718,6 @@ class CouplingFlow(nn.Module):
         return check_points(
             points, name, self.dim, like.dtype, like.device, self.members
         )
-
-
-class CouplingLayer(nn.Module):
-    """The coordinates that the mask keeps pass, and shape the other ones.
-
-    mask: d ones (kept) and zeros, the ones first or last: [1, 0] keeps the
-    first of two coordinates. coupling: "affine", x2 = exp(s(z1)) z2 + t(z1)
-    with two networks s and t, j -> hidden -> hidden -> d - j; or "spline",
-    where each coordinate of x2 is a monotone spline of that of z2, shaped by
-    one network. members: None, or the number S of independent layers in one.
-    seed: as that of a flow. start: "spread" or "uniform", see draw. options:
-    bound of AffineCoupling; bins, interval of SplineCoupling.
-    (Dinh et al. 2017, section 3; Durkan et al. 2019, section 3)
-    """
-
-    def __init__(
-        self, mask, members=None, coupling="affine", seed=0, hidden=32,
-        start="spread", **options,
-    ):  # fmt: skip
-        super().__init__()
-        self.mask = check_mask(mask)
-        j, rest = sum(self.mask), self.mask.count(0)
-        lead = () if check_members(members) is None else (members,)
-        kind = COUPLINGS[check_choice(coupling, "coupling", COUPLINGS)]
-        self.coupling = kind(lead, **options)
-        lead, width = (*lead, kind.networks), check_integer(hidden, "hidden")
-        self.network = nn.Sequential(
-            Linear(lead, j, width), nn.LeakyReLU(inplace=True),
-            Linear(lead, width, width), nn.LeakyReLU(inplace=True),
-            Linear(lead, width, self.coupling.outputs * rest),
-        )  # fmt: skip
-        check_choice(start, "start", ("spread", "uniform"))
-        self.draw(random_generators(seed, members or 1, WEIGHTS), start)
-
-    def forward(self, z):
-        """x and log |det dx/dz|: (..., n, d) -> (..., n, d), (..., n)."""
-        z1, z2 = self.split(z)
-        x2, log_slope = self.coupling.forward(z2, self.condition(z1))
-        return self.merge(z1, x2), log_slope.sum(-2)
-
-    def inverse(self, x):
-        """z and log |det dz/dx|, likewise."""
-        x1, x2 = self.split(x)
-        z2, log_slope = self.coupling.inverse(x2, self.condition(x1))
-        return self.merge(x1, z2), log_slope.sum(-2)
-
-    def split(self, x):
-        """What passes and what is changed, as columns, which the networks'
-        products want: (..., n, d) -> (..., j, n), (..., d - j, n)."""
-        first = self.mask.index(1 - self.mask[0])
-        parts = x.mT.split([first, len(self.mask) - first], -2)
-        return parts if self.mask[0] else parts[::-1]
-
-    def condition(self, x1):
-        """The networks' outputs: (..., j, n) -> (..., networks, out, n)."""
-        lead = self.network[0].weight.shape[:-2]
-        inputs = x1.unsqueeze(-3).expand(*lead, -1, -1).flatten(0, -3)
-        return self.network(inputs).unflatten(0, lead)
-
-    def merge(self, x1, x2):
-        x1 = x1.expand(*x2.shape[:-2], -1, -1)
-        return torch.cat((x1, x2) if self.mask[0] else (x2, x1), -2).mT
-
-    @torch.no_grad()
-    def draw(self, generators, start):
-        """Initial weights, each member's from its own generator.
-
-        "uniform": within 1 / sqrt(inputs), as torch does. "spread" changes
-        three things: the kinks of the first layer's units lie evenly over
-        the data, up to 2.5 from the origin; the second layer keeps its
-        inputs' size (He et al. 2015); and the last is scaled by 0.05, so
-        that the flow starts near the identity.
-        """
-        first, second, last = self.network[::2]
-        for linear in (first, second, last):
-            limit = linear.weight.shape[-1] ** -0.5
-            for parameter in (linear.weight, linear.bias):
-                own = parameter.reshape(len(generators), -1)  # a view
-                for row, generator in zip(own, generators, strict=True):
-                    row.uniform_(-limit, limit, generator=generator)
-        if start == "spread":
-            root_j = first.weight.shape[-1] ** 0.5
-            first.weight.copy_(first.weight.sign() / root_j)
-            first.bias *= 2.5 * root_j
-            second.weight *= math.sqrt(6)
-            last.weight *= 0.05
-            last.bias *= 0.05
-
-
-class Linear(nn.Module):
-    """W x + b for points as columns: (L, in, n) -> (L, out, n), weights
-    (*lead, out, in) with L the product of lead.
-
-    The leading axes count independent networks: the members, and s beside t.
-    """
-
-    def __init__(self, lead, fan_in, fan_out):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(*lead, fan_out, fan_in))
-        self.bias = nn.Parameter(torch.empty(*lead, fan_out, 1))
-
-    def forward(self, x):
-        weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
-        return torch.baddbmm(bias, weight, x)
-
-
-class AffineCoupling(nn.Module):
-    """y -> exp(s) y + t, whose log-slope is s, for each coordinate alone.
-
-    bound: s = bound tanh(raw / bound), which cannot exceed it; None leaves
-    it free, times a learnt number that starts at 0 (the course's layer).
-    """
-
-    networks, outputs = 2, 1
-
-    def __init__(self, lead=(), bound=2.5):
-        super().__init__()
-        self.bound = bound if bound is None else check_number(bound, "bound")
-        if bound is None:
-            self.gain = nn.Parameter(torch.zeros(*lead, 1))
-
-    def forward(self, y, condition):
-        s, t = self.s_and_t(condition)
-        return s.exp() * y + t, s
-
-    def inverse(self, y, condition):
-        s, t = self.s_and_t(condition)
-        return (y - t) * (-s).exp(), -s
-
-    def s_and_t(self, condition):
-        """(..., 2, d - j, n) -> (..., d - j, n) each."""
-        raw, t = condition.unbind(-3)
-        if self.bound is None:
-            return self.gain[..., None] * raw, t
-        return self.bound * torch.tanh(raw / self.bound), t
 
 
 class SplineCoupling(nn.Module):
@@ -887,7 +887,8 @@ def check_points(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
         )
     x = x.to(dtype=dtype, device=device)
-    if not torch.isfinite(x).all():
+    # One cheap sum settles all but the odd case, such as 1e38 + 1e38.
+    if not math.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
         bad = x[~torch.isfinite(x)][0].item()
         raise ValueError(f"{name} must be finite, got {bad}")
     return x

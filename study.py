@@ -252,16 +252,12 @@ def sweep(
     >>> table.status.tolist()
     ['ok', 'ok']
     """
-    check_settings(settings)
+    check_settings(settings), check_jobs(n_jobs)
     seeds = range(check_integer(seeds, "seeds"))
     check_integer(points, "points", at_least=2)
     check_flag(results, "results"), check_flag(progress, "progress")
-    if check_integer(n_jobs, "n_jobs", at_least=-math.inf) == 0:
-        raise ValueError(f"n_jobs must not be 0, got {n_jobs}")
-    memory = Memory()
-    keys = [memory.key(setting, seeds, points) for setting in settings]
-    done = {k: memory.recall(key) for k, key in enumerate(keys)}
-    done = {k: run for k, run in done.items() if run is not None}
+    memory = Memory(seeds, points)
+    done = memory.recall(settings)
     todo = [k for k in range(len(settings)) if k not in done]
     parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
     jobs = (joblib.delayed(run_setting)(k, settings[k], seeds, points)
@@ -274,7 +270,7 @@ def sweep(
     try:
         for k, run in bar:
             done[k] = run
-            memory.keep(keys[k], run)
+            memory.keep(settings[k], run)
     except KeyboardInterrupt:
         if not done:
             raise
@@ -282,10 +278,14 @@ def sweep(
             f"interrupted: returning {len(done)} of {len(settings)} "
             "settings", stacklevel=2,
         )  # fmt: skip
-    order = sorted(done)
-    rows = [{"setting": k, **row} for k in order for row in done[k][0]]
-    table, trained = pd.DataFrame(rows), [done[k][1] for k in order]
-    return (table, trained) if results else table
+    return as_table(done, results)
+
+
+def as_table(done, results):
+    """{place: (rows, result)} as what sweep returns."""
+    rows = [{"setting": k, **row} for k in sorted(done) for row in done[k][0]]
+    table = pd.DataFrame(rows)
+    return (table, [done[k][1] for k in sorted(done)]) if results else table
 
 
 def run_setting(place, setting, seeds, points):
@@ -344,6 +344,12 @@ ROUTES = (
 )
 
 
+def check_jobs(n_jobs):
+    """What joblib takes: not 0; below 0, counted from all cores."""
+    if check_integer(n_jobs, "n_jobs", at_least=-math.inf) == 0:
+        raise ValueError(f"n_jobs must not be 0, got {n_jobs}")
+
+
 def check_settings(settings):
     dicts = isinstance(settings, (list, tuple)) and len(settings)
     if not (dicts and all(isinstance(s, dict) for s in settings)):
@@ -364,38 +370,41 @@ def check_settings(settings):
 
 class Memory:
     """What sweep has trained, by joblib.Memory: a result is read again only
-    for the same setting, seeds, sources, torch and kernels."""
+    for the same setting, seeds, points, sources, torch and kernels."""
 
-    def __init__(self):
+    def __init__(self, seeds, points):
         here = Path(__file__).parent
         folder = os.environ.get("RUNS", str(here / "runs"))
-        self.store = joblib.Memory(folder or None, verbose=0)
-        self.cached = self.store.cache(kept, ignore=["run"])
-        sources = [(here / f"{name}.py").read_bytes()
-                   for name in ("helpers", "training", "study")]  # fmt: skip
-        kernels = (
-            os.environ.get("MKL_CBWR"),
-            os.environ.get("ATEN_CPU_CAPABILITY"),
+        self.on = bool(folder)
+        self.cached = joblib.Memory(folder or None, verbose=0).cache(
+            kept, ignore=["run"]
         )
+        modules = ("helpers", "training", "study")
+        sources = [(here / f"{m}.py").read_bytes() for m in modules]
+        kernels = ("MKL_CBWR", "ATEN_CPU_CAPABILITY")
         self.about = (
-            hashlib.sha256(b"".join(sources)).hexdigest(),
-            torch.__version__, *kernels,
+            list(seeds), points, hashlib.sha256(b"".join(sources)).hexdigest(),
+            torch.__version__, [os.environ.get(name) for name in kernels],
         )  # fmt: skip
 
-    def key(self, setting, seeds, points):
-        return joblib.hash((setting, list(seeds), points, self.about))
+    def key(self, setting):
+        return joblib.hash((setting, self.about))
 
-    def recall(self, key):
-        """The run, or None where there is none or it cannot be read, which
-        joblib says in a warning."""
-        if self.store.location and self.cached.check_call_in_cache(key, None):
-            return self.cached(key, None)
-        return None
+    def recall(self, settings):
+        """{place: run} of those that are there. One that cannot be read is
+        left out, with joblib's warning."""
+        keys = enumerate(map(self.key, settings))
+        found = {
+            k: self.cached(key, None) for k, key in keys
+            if self.on and self.cached.check_call_in_cache(key, None)
+        }  # fmt: skip
+        return {k: run for k, run in found.items() if run is not None}
 
-    def keep(self, key, run):
-        if self.store.location and run[1] is not None:
-            self.cached.call(key, run)
+    def keep(self, setting, run):
+        if self.on and run[1] is not None:
+            self.cached.call(self.key(setting), run)
 
 
 def kept(key, run):
+    """What joblib keeps under a key: the run that it is given."""
     return run

@@ -92,7 +92,7 @@ KINDS = [
     *[(lambda b=b: leave_one_out(POINTS, [0.1, b]), "candidates", str(b))
       for b in (0.0, -1.0, NAN, INF, "a", None, True)],
     *each(CouplingLayer, "mask", [1, 1], [0, 0], [1, 0, 1], [], "10", None, 3,
-          (2, 0), [[1, 0]]),
+          (2, 0)),
     *[(lambda H=H: GaussianKDE(POINTS, H), "H", value) for H, value in (
         (np.array([[1.0, 2.0], [2.0, 4.0]]), r"\[2\., 4\.\]"), (0, "0"),
         (np.eye(3), r"2 x 2.*1\."), (np.ones((3, 2)), r"\[1\., 1\.\]"),
@@ -121,7 +121,7 @@ ARGUMENTS = [
     (lambda: GaussianMixture(ONE_NAN, 1.0), "means", "nan"),
     (lambda: GaussianMixture(POINTS), "sigma or covariances", "None"),
     (lambda: GaussianMixture([(0, 0)], 1.0, [np.eye(2)]), "sigma", "1.0"),
-    *[(lambda m=m: m.log_probability(x), "x", value)
+    *[(lambda m=m, x=x: m.log_probability(x), "x", value)
       for m, x, value in (
           (KDE, WIDE, r"\(n, 2\)"), (FLOW, WIDE, r"\(n, 2\)"),
           (MANY, WIDE, r"\(3, n, 2\)"), (SOLID, POINTS, r"\(n, 3\)"),

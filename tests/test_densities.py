@@ -5,8 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from checks import FALSE_ALARM, cell_masses, goodness_of_fit
-from scipy import integrate, stats
+from checks import (
+    FALSE_ALARM,
+    assert_mass_and_moments,
+    cell_masses,
+    goodness_of_fit,
+)
+from scipy import integrate, special, stats
 
 from helpers import (
     DISTRIBUTIONS,
@@ -17,9 +22,9 @@ from helpers import (
     Moons,
     Spiral,
     ToyDataset,
-    entropy,
     toy_distribution,
 )
+from study import entropy
 
 GRID_MEANS = [(0, 0), (0, 2), (2, 0), (2, 2)]
 DENSITIES = {
@@ -94,13 +99,23 @@ def test_other_widths_have_unit_mass(family, sigma):
     assert mass == pytest.approx(1, abs=1e-2)
 
 
-def test_mixture_is_a_mean_of_normals(random):
-    means, x = random.normal(size=(3, 2)), random.normal(size=(50, 2)) * 3
-    expected = np.mean(
-        [stats.multivariate_normal(m, 0.49).pdf(x) for m in means], 0
-    )
-    actual = GaussianMixture(means, 0.7).log_probability(x).exp()
-    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+def test_mixture_is_a_mean_of_normals(d, random):
+    means, x = random.normal(size=(3, d)), random.normal(size=(50, d)) * 3
+    roots = np.tril(random.normal(size=(3, d, d))) + 2 * np.eye(d)
+    many = roots @ roots.transpose(0, 2, 1)
+    for mixture, covariances in (
+        (GaussianMixture(means, 0.7), [0.49 * np.eye(d)] * 3),
+        (GaussianMixture(means, covariances=many), many),
+    ):
+        pairs = list(zip(means, covariances, strict=True))
+        truths = [stats.multivariate_normal(m, C) for m, C in pairs]
+        expected = np.mean([truth.pdf(x) for truth in truths], 0)
+        actual = mixture.log_probability(x).exp()
+        np.testing.assert_allclose(actual, expected, rtol=1e-11)
+        assert_mass_and_moments(mixture)
+    data = ToyDataset(mixture, 30, seed=4)
+    assert data.distribution is mixture and data.data.shape == (30, d)
 
 
 def test_rotated_gaussians_lie_at_equal_angles():
@@ -122,9 +137,9 @@ def arc_by_quadrature(x, y, sigma):
     return total / math.pi / (2 * math.pi * sigma**2)
 
 
-@pytest.mark.parametrize("sigma", [0.03, 0.1, 0.5])
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.5])
 def test_moons_agree_with_adaptive_quadrature(sigma, random):
-    x = random.uniform((-1.5, -1), (2.5, 1.5), size=(60, 2))
+    x = random.uniform(-3, 4, size=(60, 2))
     x = np.vstack([x, [(0, 0), (1, 0.5), (1, 0), (0, 0.5), (0, 1), (-1, 0)]])
     expected = [
         (arc_by_quadrature(a, b, sigma)
@@ -133,6 +148,23 @@ def test_moons_agree_with_adaptive_quadrature(sigma, random):
     ]  # fmt: skip
     actual = Moons(sigma).log_probability(x).exp()
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-280)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("distance", [10, 100, 1e4])
+def test_moons_far_away_are_good_to_a_few_digits(sigma, distance):
+    """Where the density underflows; against 10^5 midpoints."""
+    angle = np.linspace(0.1, 6.2, 15)
+    t = (np.arange(100_000) + 0.5) * np.pi / 100_000
+    arc, expected = np.stack([np.cos(t), np.sin(t)]), []
+    x = distance * np.stack([np.cos(angle), np.sin(angle)], 1)
+    for point in x:
+        d2 = [((p[:, None] - arc) ** 2).sum(0)
+              for p in (point, (1, 0.5) - point)]  # fmt: skip
+        log_sum = special.logsumexp(-np.stack(d2) / (2 * sigma**2))
+        expected.append(log_sum - math.log(4e5 * math.pi * sigma**2))
+    actual = Moons(sigma).log_probability(x)
+    np.testing.assert_allclose(actual, expected, rtol=2e-5)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5])
@@ -243,10 +275,14 @@ def test_log_probability_takes_anything_like_an_array(density):
 
 @each_density
 def test_each_point_is_evaluated_by_itself(density):
-    x = density.sample(20_000, seed=5)  # in chunks
+    """In chunks, of which each may add in another order."""
+    x = density.sample(20_000, seed=5)
     whole = density.log_probability(x)
-    assert torch.equal(whole[-3:], density.log_probability(x[-3:]))
-    assert torch.equal(whole.flip(0), density.log_probability(x.flip(0)))
+    close = dict(rtol=1e-12, atol=1e-12)
+    for same, part in ((whole[-3:], x[-3:]), (whole.flip(0), x.flip(0))):
+        torch.testing.assert_close(
+            density.log_probability(part), same, **close
+        )
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
