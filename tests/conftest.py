@@ -11,10 +11,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["RUNS"] = ""  # every sweep trains
 
-import helpers  # noqa: E402, F401  sets the kernels before the first operation
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+import helpers  # noqa: E402, F401  sets the kernels before the first operation
 
 torch.set_num_threads(1)
 settings.register_profile("fixed", derandomize=True, deadline=None)

@@ -1,6 +1,10 @@
 """Laws of the scores, the interval, the verdict and the sweep."""
 
+import doctest
 import math
+import subprocess
+import sys
+import warnings
 
 import joblib
 import numpy as np
@@ -8,31 +12,43 @@ import pandas as pd
 import pytest
 import torch
 from checks import make_flow
+from conftest import ROOT
 from scipy import stats
-from tqdm import tqdm
 
 import helpers
+import study
+import training
 from helpers import (
     DISTRIBUTIONS,
     CouplingFlow,
-    Density,
-    Estimate,
     GaussianKDE,
     GaussianMixture,
     Grid,
-    Interval,
     ToyDataset,
-    TrainingResult,
-    bootstrap_interval,
+    toy_distribution,
+)
+from study import (
+    Estimate,
+    Interval,
     entropy,
     grid_entropy,
+    holm_intervals,
     kl_divergence,
+    mean_interval,
+    student_mass,
+    student_t,
     sweep,
     total_variation,
-    toy_distribution,
-    train,
     verdict,
 )
+from training import TrainingResult, train
+
+
+@pytest.mark.parametrize("module", [helpers, training, study])
+def test_examples_run_as_they_are_printed(module):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted and not outcome.failed
+
 
 # Scores
 
@@ -42,14 +58,14 @@ def normal(mean, sigma):
 
 
 def normal_kl(m, s, n, t):
-    """KL(N(m, s^2 I) || N(n, t^2 I)) in two dimensions."""
-    d2 = (m[0] - n[0]) ** 2 + (m[1] - n[1]) ** 2
-    return 2 * math.log(t / s) + (s / t) ** 2 - 1 + d2 / (2 * t**2)
+    """KL(N(m, s^2 I) || N(n, t^2 I))."""
+    d, d2 = len(m), math.dist(m, n) ** 2
+    return d * (math.log(t / s) + ((s / t) ** 2 - 1) / 2) + d2 / (2 * t**2)
 
 
 NORMALS = pytest.mark.parametrize("m, s, n, t", [
     ((0, 0), 1.0, (0.5, -1), 2.0), ((1, 2), 0.3, (1, 2), 0.4),
-    ((0, 0), 2.0, (1, 0), 1.5), ((3, 0), 0.5, (0, 0), 1.0),
+    ((0,), 2.0, (1,), 1.5), ((3, 0, 1, 0, 0), 0.5, (0,) * 5, 1.0),
 ])  # fmt: skip
 
 
@@ -82,21 +98,25 @@ def test_standard_error_is_calibrated(score):
     assert more == pytest.approx(errors.mean() / 10, rel=0.1)
 
 
+class Watched:
+    """A density that keeps the points it is asked for."""
+
+    sample = None
+
+    def __init__(self, model):
+        self.model, self.seen = model, []
+
+    def log_probability(self, x):
+        self.seen.append(x)
+        return self.model.log_probability(x)
+
+
 def test_smallest_sample_has_the_deviation_over_n_minus_one():
     """Two values a, b: (a - b)^2 / 2 over n = 2."""
-    p, q = normal((0, 0), 1.0), normal((1, 0), 1.0)
-    held = []
-
-    class Spy(Density):
-        def _log_probability(self, x):
-            held.append(x)
-            return q.log_probability(x)
-
-        def _sample(self, n, generator):
-            raise AssertionError("the model is not sampled")
-
-    value, error = kl_divergence(p, Spy(), 2)
-    a, b = (p.log_probability(held[0]) - q.log_probability(held[0])).tolist()
+    p, q = normal((0, 0), 1.0), Watched(normal((1, 0), 1.0))
+    value, error = kl_divergence(p, q, 2)
+    x = q.seen[0]
+    a, b = (p.log_probability(x) - q.log_probability(x)).tolist()
     assert value == pytest.approx((a + b) / 2)
     assert error == pytest.approx(abs(a - b) / 2)
 
@@ -126,13 +146,14 @@ def test_total_variation_reaches_one_where_nothing_overlaps():
     assert total_variation(*far, 100) == (1, 0)
 
 
-@pytest.mark.parametrize("sigma", [0.2, 1.0, 7.0])
-def test_entropy_is_the_closed_form(sigma):
-    estimate = entropy(normal((3, 1), sigma), 20_000)
-    expected = math.log(2 * math.pi * math.e * sigma**2)
+@pytest.mark.parametrize("sigma, d", [(0.2, 2), (7.0, 1), (1.0, 5)])
+def test_entropy_is_the_closed_form(sigma, d):
+    estimate = entropy(normal([3] * d, sigma), 20_000)
+    expected = d / 2 * math.log(2 * math.pi * math.e * sigma**2)
     assert abs(estimate.value - expected) < 5 * estimate.standard_error
-    # -log p varies by 1 nat, whatever sigma.
-    assert estimate.standard_error == pytest.approx(20_000**-0.5, rel=0.1)
+    # -log p varies by sqrt(d / 2) nats, whatever sigma.
+    error = (d / 2 / 20_000) ** 0.5
+    assert estimate.standard_error == pytest.approx(error, rel=0.1)
 
 
 def test_scores_are_pure():
@@ -144,19 +165,11 @@ def test_scores_are_pure():
 
 
 def test_scores_share_no_points_with_the_dataset_of_their_seed():
-    truth, model = toy_distribution("GaussiansRot", 3), normal((0, 0), 2.0)
-    seen = []
-
-    class Spy:
-        sample = None
-
-        def log_probability(self, x):
-            seen.append(x)
-            return model.log_probability(x)
-
-    kl_divergence(truth, Spy(), 300, seed=0)
+    truth = toy_distribution("GaussiansRot", 3)
+    model = Watched(normal((0, 0), 2.0))
+    kl_divergence(truth, model, 300, seed=0)
     data = ToyDataset("GaussiansRot", 300, 0, num_gaussians=3).data.double()
-    assert torch.cdist(torch.cat(seen), data).min() > 1e-6  # float32
+    assert torch.cdist(torch.cat(model.seen), data).min() > 1e-6  # float32
 
 
 def test_scores_of_an_ensemble_are_its_members():
@@ -204,57 +217,75 @@ def test_entropy_of_an_ensemble_is_its_members():
         assert many.value[i].item() == pytest.approx(own.value)
 
 
-# Interval and verdict
+# Intervals and verdicts
 
 
-@pytest.mark.parametrize("n", [8, 20, 50])
-@pytest.mark.parametrize("level", [0.5, 0.95])
-def test_bootstrap_is_scipys_percentile_interval(n, level, random):
-    """Ends of 10^4 resamples scatter by some 2 per cent of the deviation
-    of the mean at 95 per cent; skewed values tell both ends apart."""
-    values = random.exponential(size=n) - 0.5
-    interval = bootstrap_interval(values, level)
-    expected = stats.bootstrap(
-        (values,), np.mean, confidence_level=level, n_resamples=10_000,
-        method="percentile", rng=1,
-    ).confidence_interval  # fmt: skip
-    assert isinstance(interval, Interval)
-    assert interval.mean == pytest.approx(values.mean())
-    allowed = 0.12 * values.std() / n**0.5
-    assert interval.low == pytest.approx(expected.low, abs=allowed)
-    assert interval.high == pytest.approx(expected.high, abs=allowed)
+@pytest.mark.parametrize("degrees", [1, 2, 3, 7, 50, 999])
+def test_student_t_is_scipys(degrees):
+    for level in (0.01, 0.5, 0.95, 0.999):
+        t = student_t(level, degrees)
+        expected = stats.t.ppf((1 + level) / 2, degrees)
+        assert t == pytest.approx(expected, rel=1e-9)
+        assert student_mass(t, degrees) == pytest.approx(level, rel=1e-12)
 
 
-def test_bootstrap_of_constant_and_of_single_values():
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == (2, 2, 2)
-    assert bootstrap_interval([3]) == (3, -math.inf, math.inf)
+@pytest.mark.parametrize("n, level", [(2, 0.95), (8, 0.5), (50, 0.99)])
+def test_mean_interval_is_scipys(n, level, random):
+    values = random.normal(size=n) + 3
+    interval = mean_interval(values.tolist(), level)
+    low, high = stats.t.interval(
+        level, n - 1, values.mean(), stats.sem(values)
+    )
+    assert interval == pytest.approx((values.mean(), low, high))
+    assert str(interval) == "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
 
 
-def test_bootstrap_is_a_function_of_its_seed(random):
-    values = random.normal(size=20)
-    held = values.copy()
-    first = bootstrap_interval(values, seed=1)
-    assert first == bootstrap_interval(list(values), seed=1)
-    assert first != bootstrap_interval(values, seed=2)
-    assert (values == held).all()
+def test_mean_interval_of_constant_and_of_single_values():
+    assert mean_interval([2.0, 2.0, 2.0]) == (2, 2, 2)
+    assert mean_interval([3]) == (3, -math.inf, math.inf)
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says(random):
-    """Of 300 intervals of 40 values; the standard error is 1.3 per cent,
-    and percentile intervals of 40 values are some 1 to 2 short."""
-    hits = 0
-    for seed in range(300):
-        low, high = bootstrap_interval(
-            random.normal(size=40), resamples=500, seed=seed
-        )[1:]
-        hits += low < 0 < high
-    assert 0.87 < hits / 300 < 0.99
+@pytest.mark.parametrize("n", [4, 8])
+def test_mean_interval_covers_the_mean_as_often_as_it_says(n, random):
+    """Of 2000 intervals, known to 0.5 per cent; a bootstrap's percentiles
+    would cover it in 78 and 89 per cent."""
+    runs = [mean_interval(random.normal(size=n)) for _ in range(2000)]
+    hits = sum(low < 0 < high for _, low, high in runs) / 2000
+    assert hits == pytest.approx(0.95, abs=0.015)
+
+
+def test_holm_intervals_decide_as_holm_does(random):
+    """Against the p-values of scipy, in all orders and sizes; each interval
+    has the level at which its claim was judged."""
+    for m in (1, 2, 5, 9):
+        values = {
+            f"claim {k}": random.normal(size=6) + random.uniform(-3, 3)
+            for k in range(m)
+        }
+        intervals = holm_intervals(values, 0.9)
+        assert list(intervals) == list(values)
+        p = {c: stats.ttest_1samp(v, 0).pvalue for c, v in values.items()}
+        rejecting, allowed = True, 0.1
+        for k, claim in enumerate(sorted(p, key=p.get)):
+            if rejecting:
+                allowed = 0.1 / (m - k)
+                rejecting = p[claim] < allowed
+            interval = intervals[claim]
+            assert (interval.low > 0 or interval.high < 0) == rejecting
+            assert interval == pytest.approx(
+                mean_interval(values[claim], 1 - allowed)
+            )
+    assert holm_intervals({"one": [1.0], "two": [1.0, 1.0]}) == {
+        "one": (1, -math.inf, math.inf), "two": (1, 1, 1)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("low, high, answer", [
-    (0.1, 0.4, "holds"), (-0.4, -0.1, "does not hold"),
-    (-0.1, 0.1, "not decided"), (0.0, 0.3, "not decided"),
-    (-0.3, 0.0, "not decided"), (-math.inf, math.inf, "not decided"),
+    (0.1, 0.4, "supported, 0.250 [0.100, 0.400]"),
+    (-0.4, -0.1, "reversed, -0.250 [-0.400, -0.100]"),
+    (-0.1, 0.1, "undecided, 0.000 [-0.100, 0.100]"),
+    (0.0, 0.3, "undecided, 0.150 [0.000, 0.300]"),
+    (-0.3, 0.0, "undecided, -0.150 [-0.300, 0.000]"),
 ])  # fmt: skip
 def test_verdict_has_three_answers(low, high, answer):
     interval = Interval((low + high) / 2, low, high)
@@ -364,22 +395,22 @@ def test_diverged_run_says_so(monkeypatch):
     assert math.isfinite(table.kl[0])
 
 
-def interrupting(after):
-    """tqdm in which Ctrl-C is pressed after so many settings."""
+def count_runs(monkeypatch, interrupt_at=None):
+    """A list of the settings that are trained; Ctrl-C at one of them."""
+    ran, original = [], study.run_setting
 
-    def bar(jobs, what, *rest, **options):
-        if what != "sweep":
-            return tqdm(jobs, what, *rest, **options)
-        return (press() if k == after else job for k, job in enumerate(jobs))
+    def run(place, *rest):
+        if len(ran) == interrupt_at:
+            raise KeyboardInterrupt
+        ran.append(place)
+        return original(place, *rest)
 
-    def press():
-        raise KeyboardInterrupt
-
-    return bar
+    monkeypatch.setattr(study, "run_setting", run)
+    return ran
 
 
 def test_interrupt_keeps_the_finished_settings(monkeypatch, serial):
-    monkeypatch.setattr(helpers, "tqdm", interrupting(2))
+    count_runs(monkeypatch, interrupt_at=2)
     with pytest.warns(UserWarning, match="interrupted: .* 2 of 3 settings"):
         table, results = sweep(SETTINGS, n_jobs=1, results=True, **OPTIONS)
     assert len(results) == 2
@@ -387,7 +418,7 @@ def test_interrupt_keeps_the_finished_settings(monkeypatch, serial):
 
 
 def test_interrupt_before_the_first_setting_is_passed_on(monkeypatch):
-    monkeypatch.setattr(helpers, "tqdm", interrupting(0))
+    count_runs(monkeypatch, interrupt_at=0)
     with pytest.raises(KeyboardInterrupt):
         sweep(SETTINGS, n_jobs=1, **OPTIONS)
 
@@ -415,3 +446,127 @@ def test_sweep_on_a_dask_cluster_is_the_same(serial):
         with joblib.parallel_config("dask"):
             table = sweep(SETTINGS, **OPTIONS)
     assert_same_table(table, serial[0])
+
+
+# What it remembers
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def run_all(settings=SETTINGS, **options):
+    return sweep(settings, n_jobs=1, **OPTIONS | options)
+
+
+def test_second_sweep_trains_nothing(monkeypatch, folder, serial):
+    first, trained = run_all(results=True)
+    ran = count_runs(monkeypatch)
+    again, remembered = run_all(results=True)
+    assert not ran
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
+    assert_same_table(again, serial[0])
+    for one, other in zip(trained, remembered, strict=True):
+        assert torch.equal(one.valid_losses, other.valid_losses)
+        assert torch.equal(one.flow.sample(5), other.flow.sample(5))
+    run_all(SETTINGS[::-1])  # in another order, the same
+    assert not ran
+
+
+@pytest.mark.parametrize("changes, options", [
+    ({"average": 0.5}, {}), ({"epochs": 3}, {}), ({"num_samples": 61}, {}),
+    ({"dist_type": GaussianMixture([(0, 0)], 1.0)}, {}), ({}, {"seeds": 3}),
+    ({}, {"points": 501}),
+], ids=str)  # fmt: skip
+def test_what_has_changed_is_trained(monkeypatch, folder, changes, options):
+    run_all(SETTINGS[:2])
+    ran = count_runs(monkeypatch)
+    run_all([setting(**changes), SETTINGS[1]], **options)
+    assert ran == ([0, 1] if options else [0])
+
+
+def test_without_a_folder_nothing_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUNS", "")
+    monkeypatch.chdir(tmp_path)
+    ran = count_runs(monkeypatch)
+    run_all(SETTINGS[:1]), run_all(SETTINGS[:1])
+    assert ran == [0, 0] and not list(tmp_path.iterdir())
+
+
+def test_damaged_entry_is_trained_again_with_a_warning(
+    monkeypatch, folder, serial
+):
+    run_all()
+    entries = sorted(folder.rglob("output.pkl"))
+    assert len(entries) == 3
+    for entry, damage in zip(entries, (b"", b"nonsense", None), strict=True):
+        whole = entry.read_bytes()
+        entry.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    ran = count_runs(monkeypatch)
+    with pytest.warns(UserWarning):
+        table = run_all()
+    assert ran == [0, 1, 2]
+    assert_same_table(table, serial[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same_table(run_all(), table)
+    assert ran == [0, 1, 2]
+
+
+def test_failed_setting_is_not_remembered(monkeypatch, folder):
+    settings = [setting(num_samples=1), SETTINGS[0]]
+    ran = count_runs(monkeypatch)
+    for _ in range(2):
+        assert run_all(settings).status.isin(["ok"]).tolist() == [
+            False, False, True, True
+        ]  # fmt: skip
+    assert ran == [0, 1, 0]
+
+
+def test_interrupted_sweep_goes_on_where_it_stopped(
+    monkeypatch, folder, serial
+):
+    with monkeypatch.context() as first:
+        count_runs(first, interrupt_at=2)
+        with pytest.warns(UserWarning, match="interrupted"):
+            run_all()
+    ran = count_runs(monkeypatch)
+    assert_same_table(run_all(), serial[0])
+    assert ran == [2]
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_share_a_folder(monkeypatch, folder, serial):
+    """And a third, by modules with another recipe, trains all anew."""
+    other = folder.parent / "other"
+    other.mkdir()
+    for name in ("helpers.py", "training.py", "study.py"):
+        source = (ROOT / name).read_text()
+        new = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
+        (other / name).write_text(new)
+    code = f"""
+import study
+ran, original = [], study.run_setting
+study.run_setting = lambda *a: ran.append(a[0]) or original(*a)
+table = study.sweep({SETTINGS!r}, n_jobs=1, **{OPTIONS!r})
+print(ran, "kl", *(f"{{kl:.17g}}" for kl in table.kl))
+"""
+
+    def start(where):
+        return subprocess.Popen(
+            [sys.executable, "-W", "error::UserWarning", "-c", code],
+            cwd=where, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    pair = [start(ROOT), start(ROOT)]
+    outputs = [job.communicate(timeout=120)[0] for job in pair]
+    assert [job.returncode for job in pair] == [0, 0]
+    for output in outputs:
+        kl = [float(word) for word in output.split("kl")[1].split()]
+        np.testing.assert_allclose(kl, serial[0].kl, rtol=1e-6)
+    ran = count_runs(monkeypatch)
+    assert_same_table(run_all(), serial[0])
+    assert not ran
+    assert start(other).communicate(timeout=120)[0].startswith("[0, 1, 2]")
