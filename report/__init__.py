@@ -2,10 +2,10 @@
 
     jupyter nbconvert --to report notebooks/02_coupling_math.ipynb
 
-Also in Jupyter's menu, File > Save and Export Notebook As. A notebook is
-laid out as a list of plain cells, one for each thing that the reader sees;
-pandoc reads them, filter.lua makes figures, links and formulas of them, and
-Typst sets the PDF. `python -m report` binds several notebooks into one.
+Also in Jupyter's menu, File > Save and Export Notebook As. Python lays a
+notebook out as one plain cell for each thing that the reader sees; pandoc
+reads these, filter.lua makes figures, links and formulas of them, and Typst
+sets the PDF. `python -m report` binds all notebooks into one.
 """
 
 import base64
@@ -23,38 +23,20 @@ from nbconvert.exporters import Exporter
 from nbconvert.filters import strip_ansi
 from nbconvert.utils.exceptions import ConversionException
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from traitlets import Enum, Unicode, default
+from traitlets import Enum, Unicode
 from traitlets.config import Config
 
 HERE = Path(__file__).parent
-READER = "ipynb-raw_html+smart"
-PICTURES = {
-    "image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg",
-}  # fmt: skip
+KINDS = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Refused(ConversionException):
-    """What the author of the notebook can mend, and where."""
+    """What the author of a notebook can mend, and where."""
 
 
-def merge(notebooks, **about):
-    """{file name: notebook} as one notebook whose cells know their place.
-    about: title, subtitle, ... of the document."""
-    cells, changed = [], []
-    for name, notebook in notebooks.items():
-        for number, cell in enumerate(notebook.cells, 1):
-            cell.metadata["place"] = [name, number]
-            cell.id = f"cell-{len(cells)}"
-            cells.append(cell)
-            if "injected-parameters" in cell.metadata.get("tags", ()):
-                lines = [
-                    line for line in cell.source.split("\n") if "=" in line
-                ]
-                changed.append(f"{Path(name).stem}: `{', '.join(lines)}`")
-    if changed:
-        about["parameters"] = changed
-    return new_notebook(cells=cells, metadata={"report": about})
+def first_line(cell):
+    return cell.source.strip().split("\n")[0]
 
 
 class ReportExporter(Exporter):
@@ -62,21 +44,19 @@ class ReportExporter(Exporter):
 
     export_from_notebook = "Report (PDF)"
     output_mimetype = "application/pdf"
-    to = "typst"
-    options = (f"--template={HERE / 'template.typ'}", "--syntax-highlighting=idiomatic")
-
+    file_extension = Unicode(".pdf")
+    writer = [
+        "--to=typst", f"--template={HERE / 'template.typ'}",
+        "--extract-media=.", "--syntax-highlighting=idiomatic",
+    ]  # fmt: skip
     code = Enum(
         ["teach", "all", "none"], "teach",
-        help="which code to show: without cells tagged hide-input (a page "
-        "folds it), all of it, or none",
+        help="the code to show: all, none, or what teaches, without cells "
+        "tagged hide-input (which the HTML folds)",
     ).tag(config=True)  # fmt: skip
     figures = Unicode(
-        help="folder of the figures' vector copies; beside the notebooks'"
+        help="where figures have vector copies: by default, ../figures"
     ).tag(config=True)
-
-    @default("file_extension")
-    def _file_extension(self):
-        return ".pdf"
 
     @property
     def default_config(self):
@@ -85,122 +65,112 @@ class ReportExporter(Exporter):
     def from_notebook_node(self, nb, resources=None, **kw):
         nb, resources = super().from_notebook_node(nb, resources, **kw)
         about = resources.get("metadata", {})
+        name = about.get("name") or "notebook"
         folder = Path(about.get("path") or os.curdir).resolve()
-        name = f"{about.get('name', 'notebook')}.ipynb"
         self.copies = Path(self.figures or folder.parent / "figures")
         flat = new_notebook()
         for number, cell in enumerate(nb.cells, 1):
-            place = cell.metadata.get("place", [name, number])
-            flat.cells += self.lay_out(cell, *place)
-        meta = {"code": self.code} | nb.metadata.get("report", {})
-        if "title" not in meta:
-            meta["pagetitle"] = about.get("name", "notebook")
+            place = cell.metadata.get("place", [f"{name}.ipynb", number])
+            where = "{}, cell {}".format(*place)
+            for part in self.lay_out(cell, where):
+                part.metadata |= {"where": where, "notebook": place[0]}
+                flat.cells.append(part)
+        meta = {"pagetitle": name, "code": self.code}
+        meta |= nb.metadata.get("report", {})
         with tempfile.TemporaryDirectory(prefix="report-") as work:
-            work = Path(work).resolve()
-            text = self.pandoc(work, flat, meta, folder)
-            return self.finish(work, text), resources
+            text = self.pandoc(Path(work), flat, meta, folder)
+            return self.finish(Path(work), text), resources
 
-    def lay_out(self, cell, notebook, number):
+    def lay_out(self, cell, where):
         """One cell for each thing that the reader of the report sees."""
-        where = f"{notebook}, cell {number}"
-        tags = cell.metadata.get("tags", [])
-        about = {"where": where, "notebook": notebook, "tags": tags}
+        tags = cell.metadata.get("tags", ())
         if cell.cell_type == "markdown":
-            if not (self.code == "none" and "code" in tags):
-                cell.metadata = about
+            kind = cell.metadata.get("kind")
+            cell.metadata = {"kind": kind} if kind else {}
+            if not (self.code == "none" and "about-code" in tags):
                 yield cell
         if cell.cell_type != "code" or not cell.source.strip():
             return
         if cell.execution_count is None:
-            line = cell.source.strip().split("\n")[0]
-            raise Refused(f"{where} was not executed: {line}")
-        hidden = self.code == "teach" and "hide-input" in tags
-        if self.code != "none":
-            source = re.sub(r"\A(# NBVAL_\w+\n)+", "", cell.source)
-            kind = "fold" if hidden else "code"
-            yield new_code_cell(source.strip("\n"), metadata=about | {
-                "kind": kind
-            })  # fmt: skip
-        after_figure = False
+            raise Refused(f"{where} was not executed: {first_line(cell)}")
+        if self.code != "none" and not cell.metadata.get("summary"):
+            text = re.sub(r"\A(#\s*NBVAL_\w+\n)+", "", cell.source).strip("\n")
+            fold = self.code == "teach" and "hide-input" in tags
+            kind = {"kind": "fold" if fold else "code"}
+            yield new_code_cell(text, metadata=kind)
+        figure = None
         for output in cell.outputs:
-            repeats = output.get("metadata", {}).get("figure_caption")
-            if not (after_figure and repeats):
-                yield from self.show(output, about)
-            after_figure = "figure" in output.get("metadata", {})
+            about = output.get("metadata", {})
+            if not (figure and about.get("figure_caption")):
+                yield from self.show(output, about, where)
+            figure = about.get("figure")
 
-    def show(self, output, about):
+    def show(self, output, about, where):
         """An output in the best form that it has."""
         if output.output_type == "error":
             what = f"{output.ename}: {output.evalue}"
-            raise Refused(f"{about['where']} ended in an error: {what}")
+            raise Refused(f"{where} ended in an error: {what}")
         if output.output_type == "stream":
             data = {"text/plain": output.text * (output.name == "stdout")}
         else:
             data = output.data
-        picture = next((mime for mime in PICTURES if mime in data), None)
-        if WIDGET in data:
-            return
-        if picture:
-            yield self.picture(picture, data[picture], output.metadata, about)
+        if any(mime in data for mime in KINDS):
+            yield self.picture(data, about)
         elif "text/markdown" in data or "text/latex" in data:
             text = data.get("text/markdown") or data["text/latex"]
-            yield new_markdown_cell(text, metadata=about)
-        else:
-            missing = "(an output that only a browser can show)"
-            text = strip_ansi(data.get("text/plain", missing)).strip("\n")
-            if text:
-                about = about | {"kind": "printed"}
-                yield new_code_cell(text, metadata=about)
+            yield new_markdown_cell(text)
+        elif WIDGET not in data:
+            text = data.get("text/plain", "(shown in a browser only)")
+            if text := strip_ansi(text).strip("\n"):
+                yield new_code_cell(text, metadata={"kind": "printed"})
 
-    def picture(self, mime, data, metadata, about):
-        """As the notebook has it, or as its vector copy if the notebook's
-        digest says that both are of the same run."""
-        name = metadata.get("figure", "")
-        copy = self.copies / f"{Path(name).name}.svg"
-        if name and metadata.get("svg") and copy.is_file():
-            vector = copy.read_bytes()
-            if digest(vector) == metadata["svg"]:
-                mime, data = "image/svg+xml", vector.decode()
+    def picture(self, data, about):
+        """As the notebook has it, or as its vector copy where the digest in
+        the notebook says that both are of one run."""
+        name = about.get("figure", "")
+        copy = self.copies / f"{name}.svg"
+        if name and copy.is_file() and about.get("svg") == digest(copy):
+            data = {"image/svg+xml": copy.read_text()}
+        mime = next(mime for mime in KINDS if mime in data)
         if mime == "image/svg+xml":
-            data = base64.b64encode(data.encode()).decode()
-        text = "![](attachment:picture)"
-        if name:
-            about = about | {"kind": "figure", "figure": name}
-            about["frames"] = metadata.get("frames", [])
-            text += "\n\n" + metadata.get("caption", "")
-        held = {"picture": {mime: data}}
-        return new_markdown_cell(text, metadata=about, attachments=held)
+            data = {mime: base64.b64encode(data[mime].encode()).decode()}
+        file = f"picture.{KINDS[mime]}"
+        text = f"![](attachment:{file})\n\n{about.get('caption', '')}"
+        kind = {"kind": "figure", "figure": name}
+        kind["frames"] = about.get("frames", [])
+        return new_markdown_cell(
+            text, attachments={file: {mime: data[mime]}},
+            metadata=kind if name else {},
+        )  # fmt: skip
 
     def pandoc(self, work, flat, meta, folder):
-        """The notebook, laid out, in the language of the writer."""
+        """The notebook, laid out, as the writer has it."""
         (work / "meta.json").write_text(json.dumps(meta))
         run = subprocess.run(
-            [pypandoc.get_pandoc_path(), f"--from={READER}", f"--to={self.to}",
-             "--standalone", "--columns=10000",
-             "--wrap=preserve", "--metadata-file=meta.json",
+            [pypandoc.get_pandoc_path(), "--from=ipynb-raw_html+smart",
+             "--standalone", "--columns=9999", "--wrap=preserve",
+             "--metadata-file=meta.json",
              f"--lua-filter={HERE / 'filter.lua'}",
-             f"--resource-path={os.pathsep.join(map(str, (work, HERE, folder)))}",
-             *self.options],
+             f"--resource-path={os.pathsep.join(map(str, (HERE, folder)))}",
+             *self.writer],
             input=json.dumps(flat), capture_output=True, text=True, cwd=work,
         )  # fmt: skip
         if run.returncode:
             found = re.search(r"REFUSED (.*)", run.stderr)
-            raise Refused(found[1] if found else run.stderr.strip())
+            raise Refused(found[1] if found else run.stderr)
         return run.stdout
 
     def finish(self, work, text):
-        """What pandoc wrote as a PDF; the same bytes of the same text."""
-        source = work / "report.typ"
-        source.write_text(text)
+        """A PDF; of the same text the same bytes."""
+        (work / "report.typ").write_text(text)
         try:
             return typst.compile(
-                source, root=work, ignore_system_fonts=True, timestamp=0
+                work / "report.typ", ignore_system_fonts=True, timestamp=0
             )
         except typst.TypstError as error:
-            line = re.search(r"report\.typ:(\d+)", error.diagnostic)
-            above = text.split("\n")[: int(line[1]) if line else 0]
-            marks = [m[3:] for m in above if m.startswith("// ")]
-            where = marks[-1] if marks else "template.typ"
+            line = re.search(r"typ:(\d+)", error.diagnostic)
+            above = "\n".join(text.split("\n")[: int(line[1])])
+            where = re.findall(r"(?m)^// (.*, cell \d+)$", above)[-1]
             raise Refused(
                 f"{where}: Typst cannot set this: {error.diagnostic}"
             ) from None
@@ -211,19 +181,16 @@ class ReportHTMLExporter(ReportExporter):
 
     export_from_notebook = "Report (HTML)"
     output_mimetype = "text/html"
-    to = "html5"
-    options = (
-        f"--template={HERE / 'template.html'}", "--embed-resources", "--mathml", "--toc",
-        "--toc-depth=2", f"--css={HERE / 'style.css'}",
-    )  # fmt: skip
-
-    @default("file_extension")
-    def _file_extension(self):
-        return ".html"
+    file_extension = Unicode(".html")
+    writer = [
+        "--to=html5", "--mathml", "--toc", "--toc-depth=2",
+        "--embed-resources", "--variable=document-css=true",
+        "--css=style.css", f"--include-after-body={HERE / 'page.html'}",
+    ]  # fmt: skip
 
     def finish(self, work, text):
         return text
 
 
-def digest(data):
-    return hashlib.sha256(data).hexdigest()[:16]
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
