@@ -20,6 +20,7 @@ local mended = {
     glyph = glyph:gsub("^[{}]$", "\\%0")
     return (bar or "big(#%s, %s)"):format(size, glyph)
   end},
+  {"\\|", 'class("normal", bar.v) '},
   {'"\u{E001}([^"]*)"', 'op("%1")'},
   {"%f[%w]parallel%f[%W]", 'class("normal", bar.v.double)'},
   {"%f[%w]dot%.circle", "dot.o"},
