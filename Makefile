@@ -33,7 +33,7 @@ pdf: setup  ## the same from the notebooks as saved, in seconds
 	$(BIN)/python -m report --code $(CODE)
 
 notebooks: setup  ## execute the notebooks in place, for committing
-	RUNS= $(BIN)/jupyter nbconvert --config report/commit.py \
+	RUNS= $(BIN)/jupyter nbconvert --config jupyter_config.py \
 		--to notebook --execute --inplace $(NOTEBOOKS)
 
 test: setup  ## style, unit tests, and the notebooks as tests
@@ -55,7 +55,7 @@ bench: .venv-bench/.ready  ## measure against other libraries
 	touch $@
 
 lab: setup  ## open Jupyter, the modules beside the notebooks
-	$(BIN)/jupyter lab --config report/commit.py
+	$(BIN)/jupyter lab --config jupyter_config.py
 
 clean:  ## remove the environments, the report and what was remembered
 	rm -rf .venv .venv-bench build *.egg-info runs \

@@ -21,22 +21,17 @@ import pypandoc
 import typst
 from nbconvert.exporters import Exporter
 from nbconvert.filters import strip_ansi
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from nbconvert.utils.exceptions import ConversionException
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from traitlets import Enum, Unicode
-from traitlets.config import Config
+from traitlets import Enum, List, Unicode
 
 HERE = Path(__file__).parent
 KINDS = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Refused(ConversionException):
     """What the author of a notebook can mend, and where."""
-
-
-def first_line(cell):
-    return cell.source.strip().split("\n")[0]
 
 
 class ReportExporter(Exporter):
@@ -45,35 +40,27 @@ class ReportExporter(Exporter):
     export_from_notebook = "Report (PDF)"
     output_mimetype = "application/pdf"
     file_extension = Unicode(".pdf")
-    writer = [
-        "--to=typst", f"--template={HERE / 'template.typ'}",
-        "--extract-media=.", "--syntax-highlighting=idiomatic",
-    ]  # fmt: skip
-    code = Enum(
-        ["teach", "all", "none"], "teach",
-        help="the code to show: all, none, or what teaches, without cells "
-        "tagged hide-input (which the HTML folds)",
-    ).tag(config=True)  # fmt: skip
-    figures = Unicode(
-        help="where figures have vector copies: by default, ../figures"
-    ).tag(config=True)
-
-    @property
-    def default_config(self):
-        return Config({"CoalesceStreamsPreprocessor": {"enabled": True}})
+    writer = ["--to=typst", f"--template={HERE}/template.typ",
+              "--extract-media=.",
+              "--syntax-highlighting=idiomatic"]  # fmt: skip
+    code = Enum(["teach", "all", "none"], "teach", help="the code to show: "
+                "all, none, or what teaches, without cells tagged hide-input "
+                "(which the page folds)").tag(config=True)  # fmt: skip
+    preprocessors = List([CoalesceStreamsPreprocessor]).tag(config=True)
 
     def from_notebook_node(self, nb, resources=None, **kw):
         nb, resources = super().from_notebook_node(nb, resources, **kw)
         about = resources.get("metadata", {})
         name = about.get("name") or "notebook"
         folder = Path(about.get("path") or os.curdir).resolve()
-        self.copies = Path(self.figures or folder.parent / "figures")
+        self.copies = Path(os.getenv("FIGURES") or folder / "../figures")
         flat = new_notebook()
         for number, cell in enumerate(nb.cells, 1):
-            place = cell.metadata.get("place", [f"{name}.ipynb", number])
-            where = "{}, cell {}".format(*place)
+            place = f"{name}.ipynb", number
+            book, number = cell.metadata.get("place", place)
+            where = f"{book}, cell {number}"
             for part in self.lay_out(cell, where):
-                part.metadata |= {"where": where, "notebook": place[0]}
+                part.metadata |= {"where": where, "notebook": book}
                 flat.cells.append(part)
         meta = {"pagetitle": name, "code": self.code}
         meta |= nb.metadata.get("report", {})
@@ -87,17 +74,17 @@ class ReportExporter(Exporter):
         if cell.cell_type == "markdown":
             kind = cell.metadata.get("kind")
             cell.metadata = {"kind": kind} if kind else {}
-            if not (self.code == "none" and "about-code" in tags):
+            if self.code != "none" or "about-code" not in tags:
                 yield cell
         if cell.cell_type != "code" or not cell.source.strip():
             return
         if cell.execution_count is None:
-            raise Refused(f"{where} was not executed: {first_line(cell)}")
+            raise Refused(f"{where} was not executed:\n{cell.source}")
+        hidden = self.code == "teach" and "hide-input" in tags
         if self.code != "none" and not cell.metadata.get("summary"):
             text = re.sub(r"\A(#\s*NBVAL_\w+\n)+", "", cell.source).strip("\n")
-            fold = self.code == "teach" and "hide-input" in tags
-            kind = {"kind": "fold" if fold else "code"}
-            yield new_code_cell(text, metadata=kind)
+            kind = "fold" if hidden else "code"
+            yield new_code_cell(text, metadata={"kind": kind})
         figure = None
         for output in cell.outputs:
             about = output.get("metadata", {})
@@ -110,16 +97,15 @@ class ReportExporter(Exporter):
         if output.output_type == "error":
             what = f"{output.ename}: {output.evalue}"
             raise Refused(f"{where} ended in an error: {what}")
-        if output.output_type == "stream":
-            data = {"text/plain": output.text * (output.name == "stdout")}
-        else:
-            data = output.data
+        data = output.get("data", {"text/plain": output.get("text")})
+        if output.get("name") == "stderr":
+            return
+        text = data.get("text/markdown") or data.get("text/latex")
         if any(mime in data for mime in KINDS):
             yield self.picture(data, about)
-        elif "text/markdown" in data or "text/latex" in data:
-            text = data.get("text/markdown") or data["text/latex"]
+        elif text:
             yield new_markdown_cell(text)
-        elif WIDGET not in data:
+        elif not any("widget" in mime for mime in data):
             text = data.get("text/plain", "(shown in a browser only)")
             if text := strip_ansi(text).strip("\n"):
                 yield new_code_cell(text, metadata={"kind": "printed"})
@@ -127,34 +113,35 @@ class ReportExporter(Exporter):
     def picture(self, data, about):
         """As the notebook has it, or as its vector copy where the digest in
         the notebook says that both are of one run."""
-        name = about.get("figure", "")
+        name = about.get("figure")
         copy = self.copies / f"{name}.svg"
-        if name and copy.is_file() and about.get("svg") == digest(copy):
-            data = {"image/svg+xml": copy.read_text()}
+        if about.get("svg") and copy.is_file():
+            vector = copy.read_bytes()
+            if hashlib.sha256(vector).hexdigest()[:16] == about["svg"]:
+                data = {"image/svg+xml": vector.decode()}
         mime = next(mime for mime in KINDS if mime in data)
+        data = data[mime]
         if mime == "image/svg+xml":
-            data = {mime: base64.b64encode(data[mime].encode()).decode()}
+            data = base64.b64encode(data.encode()).decode()
         file = f"picture.{KINDS[mime]}"
         text = f"![](attachment:{file})\n\n{about.get('caption', '')}"
-        kind = {"kind": "figure", "figure": name}
-        kind["frames"] = about.get("frames", [])
-        return new_markdown_cell(
-            text, attachments={file: {mime: data[mime]}},
-            metadata=kind if name else {},
-        )  # fmt: skip
+        cell = new_markdown_cell(text, attachments={file: {mime: data}})
+        if name:
+            cell.metadata = {"kind": "figure", "figure": name}
+            cell.metadata["frames"] = about.get("frames", [])
+        return cell
 
     def pandoc(self, work, flat, meta, folder):
         """The notebook, laid out, as the writer has it."""
         (work / "meta.json").write_text(json.dumps(meta))
-        run = subprocess.run(
-            [pypandoc.get_pandoc_path(), "--from=ipynb-raw_html+smart",
-             "--standalone", "--columns=9999", "--wrap=preserve",
-             "--metadata-file=meta.json",
-             f"--lua-filter={HERE / 'filter.lua'}",
-             f"--resource-path={os.pathsep.join(map(str, (HERE, folder)))}",
-             *self.writer],
-            input=json.dumps(flat), capture_output=True, text=True, cwd=work,
-        )  # fmt: skip
+        command = [
+            pypandoc.get_pandoc_path(), "--from=ipynb-raw_html+smart",
+            "--standalone", "--columns=9999", "--wrap=preserve",
+            "--metadata-file=meta.json", f"--lua-filter={HERE}/filter.lua",
+            f"--resource-path={HERE}{os.pathsep}{folder}", *self.writer,
+        ]  # fmt: skip
+        run = subprocess.run(command, input=json.dumps(flat), cwd=work,
+                             capture_output=True, text=True)  # fmt: skip
         if run.returncode:
             found = re.search(r"REFUSED (.*)", run.stderr)
             raise Refused(found[1] if found else run.stderr)
@@ -162,18 +149,15 @@ class ReportExporter(Exporter):
 
     def finish(self, work, text):
         """A PDF; of the same text the same bytes."""
-        (work / "report.typ").write_text(text)
+        path = work / "report.typ"
+        path.write_text(text)
         try:
-            return typst.compile(
-                work / "report.typ", ignore_system_fonts=True, timestamp=0
-            )
+            return typst.compile(path, ignore_system_fonts=True, timestamp=0)
         except typst.TypstError as error:
-            line = re.search(r"typ:(\d+)", error.diagnostic)
-            above = "\n".join(text.split("\n")[: int(line[1])])
+            line = int(re.search(r"typ:(\d+)", error.diagnostic)[1])
+            above = "\n".join(text.split("\n")[:line])
             where = re.findall(r"(?m)^// (.*, cell \d+)$", above)[-1]
-            raise Refused(
-                f"{where}: Typst cannot set this: {error.diagnostic}"
-            ) from None
+            raise Refused(f"{where}: Typst says {error.diagnostic}") from None
 
 
 class ReportHTMLExporter(ReportExporter):
@@ -182,15 +166,10 @@ class ReportHTMLExporter(ReportExporter):
     export_from_notebook = "Report (HTML)"
     output_mimetype = "text/html"
     file_extension = Unicode(".html")
-    writer = [
-        "--to=html5", "--mathml", "--toc", "--toc-depth=2",
-        "--embed-resources", "--variable=document-css=true",
-        "--css=style.css", f"--include-after-body={HERE / 'page.html'}",
-    ]  # fmt: skip
+    writer = ["--to=html5", "--mathml", "--toc", "--toc-depth=2",
+              "--embed-resources", "--variable=document-css=true",
+              f"--include-after-body={HERE}/page.html",
+              "--css=style.css"]  # fmt: skip
 
     def finish(self, work, text):
         return text
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

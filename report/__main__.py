@@ -12,33 +12,20 @@ import ast
 import copy
 import os
 import re
-import signal
 import sys
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 import nbformat
 import papermill
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from report import (
-    HERE,
-    Refused,
-    ReportExporter,
-    ReportHTMLExporter,
-    first_line,
-)
+from report import HERE, Refused, ReportExporter, ReportHTMLExporter
 
-NAMES = [
-    "01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
-    "04_depth_size_complexity.ipynb",
-]  # fmt: skip
+NAMES = ["01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
+         "04_depth_size_complexity.ipynb"]  # fmt: skip
 TITLE = "Density estimation in two dimensions"
-SUBTITLE = (
-    "Kernels and normalizing flows: four notebooks, "
-    "every fit scored against the truth"
-)
+SUBTITLE = "Kernels and normalizing flows, every fit scored against the truth"
 
 
 def literal(text):
@@ -50,39 +37,33 @@ def literal(text):
 
 
 def suits(value, default):
-    """Whether a value is of the default's type; positive, if that is."""
+    """Whether a value is of the default's type, and positive if that is."""
     if isinstance(default, (list, tuple)):
-        return isinstance(value, (list, tuple)) and bool(value) and all(
-            suits(item, default[0]) for item in value
-        )  # fmt: skip
-    numbers = (int, float) if type(default) is float else (type(default),)
-    if type(value) not in numbers:
+        right = isinstance(value, (list, tuple)) and len(value) > 0
+        return right and all(suits(item, default[0]) for item in value)
+    if type(default) is float and type(value) is int:
+        value = float(value)
+    if type(value) is not type(default):
         return False
-    return type(default) not in (int, float) or value > 0 or default <= 0
+    return isinstance(value, (bool, str)) or value > 0 or default <= 0
 
 
 def choose(options, paths):
-    """{path: {name: value}}. Exit code 2, before anything runs, where a
-    name is unknown, or a value none that its notebook can take."""
+    """{path: {name: value}}, where every notebook can take what it gets."""
     known = {path: papermill.inspect_notebook(path) for path in paths}
-    values, wrong = {path: {} for path in paths}, []
+    values = {path: {} for path in paths}
     for aim, text in options:
         prefix, _, name = aim.rpartition(".")
         takers = [path for path in paths if path.name.startswith(prefix)]
         takers = [path for path in takers if name in known[path]]
         if not takers:
-            wrong.append(f"no parameter {aim}")
+            names = sorted(set().union(*known.values()))
+            raise Refused(f"no parameter {aim}; there are {', '.join(names)}")
         for path in takers:
             values[path][name] = literal(text)
             default = known[path][name]["default"]
             if not suits(literal(text), literal(default)):
-                wrong.append(f"{path.name}: {name} = {default}, not {text}")
-    if wrong:
-        names = [f"{p.name[:2]}.{n}" for p, names in known.items()
-                 for n in names]  # fmt: skip
-        message = ["error:", *wrong, f"There are: {', '.join(names)}"]
-        print("\n  ".join(message), file=sys.stderr)
-        raise SystemExit(2)
+                raise Refused(f"{path.name}: {name} = {default}, not {text}")
     return values
 
 
@@ -91,103 +72,88 @@ def execute(path, values, work):
     try:
         return papermill.execute_notebook(
             path, work / path.name, values, cwd=path.parent,
-            kernel_name="python3", language="python", log_output=False,
+            kernel_name="python3", language="python",
         )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        cell = f"{path.name}, cell {error.cell_index + 1 - bool(values)}"
-        raise Refused(
-            f"{cell} failed: {first_line(error)}\n"
-            f"{error.ename}: {error.evalue}"
-        ) from None
-    except RuntimeError as error:  # the kernel itself died
+    except (papermill.PapermillExecutionError, RuntimeError) as error:
         raise Refused(f"{path.name} failed: {error}") from None
 
 
-def summary_of(name, cells):
-    """What the cells tagged summary say, under the notebook's title."""
-    title = re.search(r"(?m)^# (.*)", "\n".join(c.source for c in cells))
-    found = []
-    for cell in copy.deepcopy(cells):
-        if "summary" not in cell.metadata.get("tags", ()):
-            continue
-        cell.metadata["summary"] = True
-        if cell.cell_type == "markdown":  # its section, without the heading
-            parts = re.split(r"(?m)^#+ .*\n?", cell.source.strip())
-            cell.source = parts[cell.source.strip().startswith("#")]
-        found.append(cell)
-    if found and title:
-        found.insert(0, new_markdown_cell(f"### [{title[1]}]({name})"))
-    return found
+def brief(cell):
+    """A cell for the summary: its section without the heading."""
+    cell = copy.deepcopy(cell)
+    cell.metadata["summary"] = True
+    if cell.cell_type == "markdown":
+        parts = re.split(r"(?m)^#+ .*\n?", cell.source)
+        cell.source = parts[cell.source.startswith("#")]
+    return cell
 
 
 def merge(notebooks):
-    """{file name: notebook} as one, behind a summary."""
-    summary, cells, changed = [], [], []
+    """{file name: notebook} as one, behind a summary of all."""
+    summary, cells, changed = [new_markdown_cell("# Summary")], [], []
     for name, notebook in notebooks.items():
+        title = re.search("(?m)^# (.*)", notebook.cells[0].source)
+        found = []
         for number, cell in enumerate(notebook.cells, 1):
             cell.metadata["place"] = [name, number]
-            if "injected-parameters" in cell.metadata.get("tags", ()):
-                lines = re.findall(r"(?m)^\w+ = .*", cell.source)
-                changed.append(f"{name[:2]}: `{', '.join(lines)}`")
-        summary += summary_of(name, notebook.cells)
+            tags = cell.metadata.get("tags", ())
+            found += [brief(cell)] if "summary" in tags else []
+            if "injected-parameters" in tags:
+                lines = ", ".join(re.findall("(?m)^[A-Z].*", cell.source))
+                changed.append(f"Other parameters in {name}: `{lines}`\n")
+        if found:
+            head = f"### [{title[1]}]({name})" if title else ""
+            summary += [new_markdown_cell(head), *found]
         cells += notebook.cells
-    if summary:
-        summary.insert(0, new_markdown_cell("# Summary"))
-    summary.append(new_markdown_cell("", metadata={"kind": "contents"}))
-    for number, cell in enumerate(summary + cells):
+    contents = new_markdown_cell("", metadata={"kind": "contents"})
+    cells = [*(summary if len(summary) > 1 else []), contents, *cells]
+    for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
     about = {"title": TITLE, "subtitle": SUBTITLE, "pagetitle": TITLE}
-    about["parameters"] = changed
-    return new_notebook(cells=summary + cells, metadata={"report": about})
+    about["include-before"] = changed
+    return new_notebook(cells=cells, metadata={"report": about})
 
 
-def run(options, work):
+def bind(options, work):
     """{path: bytes} of the report."""
-    folder, figures = options.notebooks, options.notebooks.parent / "figures"
+    folder, files = options.notebooks.resolve(), {}
     paths = [folder / name for name in NAMES]
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
     if options.execute:
-        figures = work / "figures"
+        os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
         values = choose(options.parameters, paths)
-        with mock.patch.dict(os.environ, {"FIGURES": str(figures)}):
-            done = [execute(path, values[path], work) for path in paths]
+        done = [execute(path, values[path], work) for path in paths]
     else:
         done = [nbformat.read(path, as_version=4) for path in paths]
-    report, files = merge(dict(zip(NAMES, done, strict=True))), {}
+    report = merge(dict(zip(NAMES, done, strict=True)))
+    about = {"metadata": {"path": str(folder)}}
     for kind in ReportExporter, ReportHTMLExporter:
-        exporter = kind(code=options.code, figures=str(figures))
-        data, _ = exporter.from_notebook_node(
-            report, {"metadata": {"path": str(folder)}}
-        )
+        exporter = kind(code=options.code)
+        data, _ = exporter.from_notebook_node(report, about)
         data = data if isinstance(data, bytes) else data.encode()
         files[options.output / f"report{exporter.file_extension}"] = data
     return files
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m report", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = argparse.ArgumentParser("python -m report", None, __doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
     add("--execute", action="store_true")
-    add("-p", nargs=2, action="append", default=[], dest="parameters",
+    add("-p", dest="parameters", nargs=2, action="append", default=[],
         metavar=("NAME", "VALUE"))  # fmt: skip
     add("--code", default="teach", choices=["teach", "all", "none"])
     add("--notebooks", type=Path, default=HERE.parent / "notebooks")
     add("--output", type=Path, default=HERE)
     options = parser.parse_args(argv)
-    options.notebooks = options.notebooks.resolve()
     if options.parameters and not options.execute:
         parser.error("-p needs --execute")
     try:
         with tempfile.TemporaryDirectory(prefix="report-") as work:
-            files = run(options, Path(work))
-    except (Refused, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; the last report is as it was")
+            files = bind(options, Path(work))
+    except (Refused, OSError, KeyboardInterrupt) as error:
+        sys.exit(f"error: {error or 'stopped'}; the last report is as it was")
     for path, data in files.items():
         path.with_suffix(".new").write_bytes(data)
         path.with_suffix(".new").replace(path)
@@ -195,5 +161,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()
