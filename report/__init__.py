@@ -2,10 +2,9 @@
 
     jupyter nbconvert --to report notebooks/02_coupling_math.ipynb
 
-Also in Jupyter's menu, File > Save and Export Notebook As. Python lays a
-notebook out as one plain cell for each thing that the reader sees; pandoc
-reads these, filter.lua makes figures, links and formulas of them, and Typst
-sets the PDF. `python -m report` binds all notebooks into one.
+Python lays a notebook out as one plain cell for each thing that the reader
+sees; pandoc reads these, filter.lua makes figures, links and formulas of
+them, and Typst sets the PDF. `python -m report` binds all notebooks into one.
 """
 
 import base64
@@ -28,6 +27,11 @@ from traitlets import Enum, List, Unicode
 
 HERE = Path(__file__).parent
 KINDS = {"image/svg+xml": "svg", "image/png": "png", "image/jpeg": "jpg"}
+PANDOC = [
+    pypandoc.get_pandoc_path(), "--from=ipynb-raw_html+smart", "--standalone",
+    "--columns=9999", "--wrap=preserve", "--metadata-file=meta.json",
+    f"--lua-filter={HERE}/filter.lua",
+]  # fmt: skip
 
 
 class Refused(ConversionException):
@@ -40,13 +44,15 @@ class ReportExporter(Exporter):
     export_from_notebook = "Report (PDF)"
     output_mimetype = "application/pdf"
     file_extension = Unicode(".pdf")
-    writer = ["--to=typst", f"--template={HERE}/template.typ",
-              "--extract-media=.",
-              "--syntax-highlighting=idiomatic"]  # fmt: skip
-    code = Enum(["teach", "all", "none"], "teach", help="the code to show: "
-                "all, none, or what teaches, without cells tagged hide-input "
-                "(which the page folds)").tag(config=True)  # fmt: skip
     preprocessors = List([CoalesceStreamsPreprocessor]).tag(config=True)
+    code = Enum(
+        ["teach", "all", "none"], "teach",
+        help="which code to show; teach: without cells tagged hide-input",
+    ).tag(config=True)  # fmt: skip
+    writer = [
+        "--to=typst", f"--template={HERE}/template.typ",
+        "--extract-media=.", "--syntax-highlighting=idiomatic",
+    ]  # fmt: skip
 
     def from_notebook_node(self, nb, resources=None, **kw):
         nb, resources = super().from_notebook_node(nb, resources, **kw)
@@ -65,8 +71,16 @@ class ReportExporter(Exporter):
         meta = {"pagetitle": name, "code": self.code}
         meta |= nb.metadata.get("report", {})
         with tempfile.TemporaryDirectory(prefix="report-") as work:
-            text = self.pandoc(Path(work), flat, meta, folder)
-            return self.finish(Path(work), text), resources
+            (Path(work) / "meta.json").write_text(json.dumps(meta))
+            path = f"--resource-path={HERE}{os.pathsep}{folder}"
+            run = subprocess.run(
+                [*PANDOC, path, *self.writer], input=json.dumps(flat),
+                cwd=work, capture_output=True, text=True,
+            )  # fmt: skip
+            if run.returncode:
+                found = re.search(r"REFUSED (.*)", run.stderr)
+                raise Refused(found[1] if found else run.stderr)
+            return self.finish(Path(work), run.stdout), resources
 
     def lay_out(self, cell, where):
         """One cell for each thing that the reader of the report sees."""
@@ -80,32 +94,28 @@ class ReportExporter(Exporter):
             return
         if cell.execution_count is None:
             raise Refused(f"{where} was not executed:\n{cell.source}")
-        hidden = self.code == "teach" and "hide-input" in tags
         if self.code != "none" and not cell.metadata.get("summary"):
             text = re.sub(r"\A(#\s*NBVAL_\w+\n)+", "", cell.source).strip("\n")
+            hidden = self.code == "teach" and "hide-input" in tags
             kind = "fold" if hidden else "code"
             yield new_code_cell(text, metadata={"kind": kind})
-        figure = None
         for output in cell.outputs:
             about = output.get("metadata", {})
-            if not (figure and about.get("figure_caption")):
-                yield from self.show(output, about, where)
-            figure = about.get("figure")
+            if output.output_type == "error":
+                what = f"{output.ename}: {output.evalue}"
+                raise Refused(f"{where} ended in an error: {what}")
+            if not about.get("figure_caption"):
+                yield from self.show(output, about)
 
-    def show(self, output, about, where):
+    def show(self, output, about):
         """An output in the best form that it has."""
-        if output.output_type == "error":
-            what = f"{output.ename}: {output.evalue}"
-            raise Refused(f"{where} ended in an error: {what}")
         data = output.get("data", {"text/plain": output.get("text")})
-        if output.get("name") == "stderr":
-            return
         text = data.get("text/markdown") or data.get("text/latex")
         if any(mime in data for mime in KINDS):
             yield self.picture(data, about)
         elif text:
             yield new_markdown_cell(text)
-        elif not any("widget" in mime for mime in data):
+        elif output.get("name") != "stderr" and "widget" not in str([*data]):
             text = data.get("text/plain", "(shown in a browser only)")
             if text := strip_ansi(text).strip("\n"):
                 yield new_code_cell(text, metadata={"kind": "printed"})
@@ -115,10 +125,9 @@ class ReportExporter(Exporter):
         the notebook says that both are of one run."""
         name = about.get("figure")
         copy = self.copies / f"{name}.svg"
-        if about.get("svg") and copy.is_file():
-            vector = copy.read_bytes()
-            if hashlib.sha256(vector).hexdigest()[:16] == about["svg"]:
-                data = {"image/svg+xml": vector.decode()}
+        vector = copy.read_bytes() if copy.is_file() else b""
+        if hashlib.sha256(vector).hexdigest()[:16] == about.get("svg"):
+            data = {"image/svg+xml": vector.decode()}
         mime = next(mime for mime in KINDS if mime in data)
         data = data[mime]
         if mime == "image/svg+xml":
@@ -130,22 +139,6 @@ class ReportExporter(Exporter):
             cell.metadata = {"kind": "figure", "figure": name}
             cell.metadata["frames"] = about.get("frames", [])
         return cell
-
-    def pandoc(self, work, flat, meta, folder):
-        """The notebook, laid out, as the writer has it."""
-        (work / "meta.json").write_text(json.dumps(meta))
-        command = [
-            pypandoc.get_pandoc_path(), "--from=ipynb-raw_html+smart",
-            "--standalone", "--columns=9999", "--wrap=preserve",
-            "--metadata-file=meta.json", f"--lua-filter={HERE}/filter.lua",
-            f"--resource-path={HERE}{os.pathsep}{folder}", *self.writer,
-        ]  # fmt: skip
-        run = subprocess.run(command, input=json.dumps(flat), cwd=work,
-                             capture_output=True, text=True)  # fmt: skip
-        if run.returncode:
-            found = re.search(r"REFUSED (.*)", run.stderr)
-            raise Refused(found[1] if found else run.stderr)
-        return run.stdout
 
     def finish(self, work, text):
         """A PDF; of the same text the same bytes."""
@@ -166,10 +159,11 @@ class ReportHTMLExporter(ReportExporter):
     export_from_notebook = "Report (HTML)"
     output_mimetype = "text/html"
     file_extension = Unicode(".html")
-    writer = ["--to=html5", "--mathml", "--toc", "--toc-depth=2",
-              "--embed-resources", "--variable=document-css=true",
-              f"--include-after-body={HERE}/page.html",
-              "--css=style.css"]  # fmt: skip
+    writer = [
+        "--to=html5", "--mathml", "--toc", "--toc-depth=2", "--css=style.css",
+        "--embed-resources", "--variable=document-css=true",
+        f"--include-after-body={HERE}/page.html",
+    ]  # fmt: skip
 
     def finish(self, work, text):
         return text

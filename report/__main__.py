@@ -1,10 +1,9 @@
 """Bind the executed notebooks into report.pdf and report.html.
 
-python -m report                          as they are saved
-python -m report --execute                run private copies first
-python -m report --execute -p EPOCHS 50   with another value, wherever a
-                                          notebook has such a parameter
-python -m report --execute -p 03.N 3000   in notebook 03 alone
+python -m report                as they are saved
+python -m report --execute      run private copies first
+python -m report -p EPOCHS 50   with another value, wherever a notebook has
+python -m report -p 03.N 3000   such a parameter; in notebook 03 alone
 """
 
 import argparse
@@ -24,8 +23,10 @@ from report import HERE, Refused, ReportExporter, ReportHTMLExporter
 
 NAMES = ["01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
          "04_depth_size_complexity.ipynb"]  # fmt: skip
-TITLE = "Density estimation in two dimensions"
-SUBTITLE = "Kernels and normalizing flows, every fit scored against the truth"
+ABOUT = {
+    "title": "Density estimation in two dimensions",
+    "subtitle": "Kernels and normalizing flows, scored against the truth",
+}
 
 
 def literal(text):
@@ -41,11 +42,10 @@ def suits(value, default):
     if isinstance(default, (list, tuple)):
         right = isinstance(value, (list, tuple)) and len(value) > 0
         return right and all(suits(item, default[0]) for item in value)
-    if type(default) is float and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        return False
-    return isinstance(value, (bool, str)) or value > 0 or default <= 0
+    if isinstance(default, (bool, str)):
+        return type(value) is type(default)
+    number = type(value) in (int, type(default))
+    return number and (value > 0 or default <= 0)
 
 
 def choose(options, paths):
@@ -92,7 +92,9 @@ def merge(notebooks):
     """{file name: notebook} as one, behind a summary of all."""
     summary, cells, changed = [new_markdown_cell("# Summary")], [], []
     for name, notebook in notebooks.items():
-        title = re.search("(?m)^# (.*)", notebook.cells[0].source)
+        title = re.search("^# (.*)", notebook.cells[0].source)
+        if not title:
+            raise Refused(f"{name}, cell 1: no line '# …', a title")
         found = []
         for number, cell in enumerate(notebook.cells, 1):
             cell.metadata["place"] = [name, number]
@@ -102,15 +104,14 @@ def merge(notebooks):
                 lines = ", ".join(re.findall("(?m)^[A-Z].*", cell.source))
                 changed.append(f"Other parameters in {name}: `{lines}`\n")
         if found:
-            head = f"### [{title[1]}]({name})" if title else ""
-            summary += [new_markdown_cell(head), *found]
+            head = new_markdown_cell(f"### [{title[1]}]({name})")
+            summary += [head, *found]
         cells += notebook.cells
     contents = new_markdown_cell("", metadata={"kind": "contents"})
     cells = [*(summary if len(summary) > 1 else []), contents, *cells]
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
-    about = {"title": TITLE, "subtitle": SUBTITLE, "pagetitle": TITLE}
-    about["include-before"] = changed
+    about = ABOUT | {"pagetitle": ABOUT["title"], "include-before": changed}
     return new_notebook(cells=cells, metadata={"report": about})
 
 
@@ -120,7 +121,7 @@ def bind(options, work):
     paths = [folder / name for name in NAMES]
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
-    if options.execute:
+    if options.execute or options.parameters:
         os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
         values = choose(options.parameters, paths)
         done = [execute(path, values[path], work) for path in paths]
@@ -147,8 +148,6 @@ def main(argv=None):
     add("--notebooks", type=Path, default=HERE.parent / "notebooks")
     add("--output", type=Path, default=HERE)
     options = parser.parse_args(argv)
-    if options.parameters and not options.execute:
-        parser.error("-p needs --execute")
     try:
         with tempfile.TemporaryDirectory(prefix="report-") as work:
             files = bind(options, Path(work))

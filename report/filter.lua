@@ -1,7 +1,7 @@
 -- Cells, as __init__.py laid them out, become a document.
 
 local typst, stringify = FORMAT == "typst", pandoc.utils.stringify
-local where, notebook, meta = "", "", {}
+local where, notebook, cover, meta = "", "", nil, {}
 
 local function refuse(why, text)
   error(("REFUSED %s: %s: %s"):format(where, why, text:gsub("%s+", " ")), 0)
@@ -28,25 +28,22 @@ local mended = {
 }
 
 local function formula(el)
-  local tex, tag = el.text:gsub("%s*\\tag%s*%b{}", ""), nil
-  tag = el.text:match "\\tag%s*{([^}]*)}"
+  local tag = el.text:match "\\tag%s*{([^}]*)}"
+  el.text = el.text:gsub("%s*\\tag%s*%b{}", "")
+  if not typst and el.mathtype == "InlineMath" then return el end
   if not typst then
-    el.text = tex
-    local parts = {pandoc.Span({el}, {class = "formula"})}
-    if tag then parts[2] = pandoc.Span("(" .. tag .. ")") end
-    return el.mathtype == "InlineMath" and el or
-      pandoc.Span(parts, {class = "equation"})
+    local number = tag and "(" .. tag .. ")" or ""
+    local scroll = pandoc.Span(el, {class = "formula"})
+    return pandoc.Span({scroll, number}, {class = "equation"})
   end
-  for command in tex:gmatch "\\%a+[.*]?" do
-    if wrong:find(" " .. command .. "%f[%s]") then
-      refuse("TeX that would come out wrong", tex)
+  for command in el.text:gmatch "\\%a+[.*]?" do
+    if wrong:find(command:gsub("%p", "%%%0") .. "%f[%s]") then
+      refuse("TeX that would come out wrong", el.text)
     end
   end
-  el.text = tex:gsub("\\operatorname%s*{", "%0\u{E001}")
+  el.text = el.text:gsub("\\operatorname%s*{", "%0\u{E001}")
   local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, "typst")
-  if not text:match "^%$" then
-    refuse("TeX that pandoc cannot convert", tex)
-  end
+  if not text:match "^%$" then refuse("TeX unknown to pandoc", el.text) end
   for _, pair in ipairs(mended) do text = text:gsub(pair[1], pair[2]) end
   if tag then text = ('#tagged("%s", %s)'):format(tag, text) end
   return pandoc.RawInline("typst", text)
@@ -79,10 +76,7 @@ local function link(el)
   return el.content
 end
 
--- Figures; on the screen with frames, where they have some.
-
-local slider = [[<p class="controls" hidden><input type="range" min="0"
-value="0" aria-label="Frame of this figure"><output></output></p>]]
+-- A figure; on the screen with frames, where it has some, for page.html.
 
 local function figure(cell, blocks)
   local about = places[place(notebook, cell.attributes.figure)]
@@ -91,17 +85,16 @@ local function figure(cell, blocks)
   local number = pandoc.Strong(about.text .. ".")
   blocks[1] = blocks[1] or pandoc.Plain{}
   blocks[1].content = pandoc.Inlines{number, " "} .. blocks[1].content
-  local body = pandoc.Blocks{pandoc.Plain{image}}
-  local frames = typst and {} or pandoc.json.decode(cell.attributes.frames)
-  if #frames > 0 then body:insert(pandoc.RawBlock("html", slider)) end
-  for _, frame in ipairs(frames) do
-    local attr = {class = "frame", label = frame.label, hidden = "hidden"}
+  local images = pandoc.Inlines{image}
+  for _, frame in ipairs(pandoc.json.decode(cell.attributes.frames)) do
     local source = "data:image/png;base64," .. frame.png
-    body:insert(pandoc.Plain{pandoc.Image({}, source, "", attr)})
+    local attr = {class = "frame", label = frame.label}
+    if not typst then images:insert(pandoc.Image("", source, "", attr)) end
   end
   if meta.title and cell.attributes.figure:match "^0[34]_overview$" then
-    meta.cover = pandoc.MetaBlocks{pandoc.Para{image}}
+    cover = pandoc.MetaBlocks{pandoc.Para{image}}
   end
+  local body = pandoc.Blocks{pandoc.Plain(images)}
   return {pandoc.Figure(body, {long = blocks}, {id = about.id})}
 end
 
@@ -117,7 +110,7 @@ local content = {
     return bare and refuse("a formula without its dollars", el.text)
   end,
   CodeBlock = function(el)
-    if meta.code == "none" and el.classes[1] == "python" then return {} end
+    return meta.code == "none" and el.classes[1] == "python" and {} or el
   end,
   BulletList = function(el)  -- references, with numbers of their own
     if not stringify(el.content[1]):match "^%[%d+%] " then return end
@@ -133,43 +126,39 @@ local function blocks_of(cell)
   if not kind then return cell.content:walk(content) end
   if kind == "figure" then return figure(cell, cell.content:walk(content)) end
   if kind == "contents" then return {pandoc.RawBlock("typst", "#contents")} end
-  if kind == "printed" then block.classes = {typst and "" or "output"} end
+  if kind == "printed" then block.classes = {""} end
   if kind ~= "fold" then return {block} end
   local open = html "<details><summary>Code</summary>"
   return typst and {} or {open, block, html "</details>"}
 end
 
-local function name_all(cells)
-  for _, cell in ipairs(cells) do
-    local book, shown = cell.attributes.notebook, cell.attributes.figure
-    cell.content = cell.content:walk{Header = function(el)
-      local top, own = place(book, ""), place(book, stringify(el))
-      el.identifier = fresh(el.identifier)
-      if el.level == 1 and places[top] then el.level = 2 end
-      places[top] = places[top] or {id = el.identifier}
-      places[own] = places[own] or {id = el.identifier}
-      return el
-    end}
-    if shown then
-      local number = fresh(book:match "^0*(%d*)"):gsub("^%-", "")
-      local text = "Figure " .. number:gsub("%-", ".")
-      places[place(book, shown)] = {id = "Figure-" .. number, text = text}
-    end
+local function name_all(cell)
+  local book, shown = cell.attributes.notebook, cell.attributes.figure
+  cell.content = cell.content:walk{Header = function(el)
+    el.identifier = fresh(el.identifier)
+    local here, top = {id = el.identifier}, place(book, "")
+    if el.level == 1 and places[top] then el.level = 2 end
+    places[top] = places[top] or here
+    places[place(book, stringify(el))] = here
+    return el
+  end}
+  if shown then
+    local number = fresh(book:match "^0*(%d*)"):gsub("^%-", "")
+    local text = "Figure " .. number:gsub("%-", ".")
+    places[place(book, shown)] = {id = "Figure-" .. number, text = text}
   end
 end
 
 function Pandoc(doc)
   for field, value in pairs(doc.meta) do meta[field] = value end
   meta.code = stringify(meta.code)
-  name_all(doc.blocks)
+  for _, cell in ipairs(doc.blocks) do name_all(cell) end
   local done = pandoc.Blocks{}
   for _, cell in ipairs(doc.blocks) do
     where, notebook = cell.attributes.where, cell.attributes.notebook
     if typst then done:insert(pandoc.RawBlock("typst", "// " .. where)) end
     done:extend(blocks_of(cell))
   end
-  if meta.cover then
-    meta["include-before"] = {meta.cover, meta["include-before"]}
-  end
+  if cover then meta["include-before"]:insert(cover) end
   return pandoc.Pandoc(done, meta)
 end
