@@ -1,37 +1,40 @@
 # Everything here runs on a fresh machine with Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
-CODE ?= 1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CODE ?= teach
 PARAMS ?=
-BUILD := $(BIN)/python report/build.py $(if $(filter 0,$(CODE)),--no-code)
+NOTEBOOKS := notebooks/0[1-4]_*[a-z].ipynb
 
 .PHONY: help setup report pdf notebooks test mutants bench lab clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-11s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo 'make report PARAMS="-p EPOCHS 50 -p SEEDS 2"   other hyperparameters'
-	@echo 'make report CODE=0                             without the code'
+	@echo 'make report PARAMS="-p EPOCHS 50 -p 03.N 3000"   other parameters,'
+	@echo '                               in all notebooks or in one of them'
+	@echo 'make report CODE=all           with all the code; CODE=none: without'
 
 setup: .venv/.ready  ## the environment alone
 
-.venv/.ready: requirements.txt
+.venv/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, \
 	found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 report: setup  ## execute the notebooks, then report.pdf and report.html
-	$(BUILD) --execute $(PARAMS)
+	$(BIN)/python -m report --code $(CODE) --execute $(PARAMS)
 
 pdf: setup  ## the same from the notebooks as saved, in seconds
-	$(BUILD)
+	$(BIN)/python -m report --code $(CODE)
 
 notebooks: setup  ## execute the notebooks in place, for committing
-	$(BIN)/python report/build.py --in-place
+	RUNS= $(BIN)/jupyter nbconvert --config jupyter_config.py \
+		--to notebook --execute --inplace $(NOTEBOOKS)
 
 test: setup  ## style, unit tests, and the notebooks as tests
 	$(BIN)/ruff check .
@@ -51,8 +54,9 @@ bench: .venv-bench/.ready  ## measure against other libraries
 		--disable-pip-version-check -r benchmarks/requirements.txt
 	touch $@
 
-lab: setup  ## open Jupyter
-	$(BIN)/jupyter lab notebooks
+lab: setup  ## open Jupyter, the modules beside the notebooks
+	$(BIN)/jupyter lab --config jupyter_config.py
 
-clean:  ## remove the environments and the report
-	rm -rf .venv .venv-bench report/report.pdf report/report.html
+clean:  ## remove the environments, the report and what was remembered
+	rm -rf .venv .venv-bench build *.egg-info runs \
+		report/report.pdf report/report.html

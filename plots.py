@@ -6,6 +6,8 @@ shows a figure and keeps a vector copy of it.
 """
 
 import ast
+import base64
+import hashlib
 import inspect
 import io
 import os
@@ -18,8 +20,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 import seaborn as sns
 import torch
+from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
@@ -56,6 +60,30 @@ def set_theme():
     })  # fmt: skip
     pd.options.display.float_format = "{:.3f}".format
     pd.options.display.max_columns = 30
+    if shell := get_ipython():  # tables that the report can read
+        markdown = shell.display_formatter.formatters["text/markdown"]
+        markdown.for_type(pd.DataFrame, pipe_table)
+
+
+def pipe_table(table):
+    """A DataFrame as Markdown: its index unless it counts, numbers to three
+    decimals and to the right."""
+    if not isinstance(table.index, pd.RangeIndex):
+        names = [name or "" for name in table.index.names]
+        table = table.reset_index(names=names)
+    form = pd.options.display.float_format
+    numbers = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
+    rows = [
+        [form(v) if isinstance(v, float) else str(v) for v in row]
+        for row in table.itertuples(index=False)
+    ]
+    heads = [
+        " ".join(map(str, head)) if isinstance(head, tuple) else str(head)
+        for head in table.columns
+    ]
+    rules = ["--:" if number else ":--" for number in numbers]
+    lines = [heads, rules, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def panels(rows=1, cols=1, height=2.0, width=WIDTH, **options):
@@ -273,33 +301,63 @@ def _write(path, data):
     os.replace(name, path)
 
 
-def _bytes(fig, kind):
+def _fewer_colors(png):
+    """The same picture to the eye, of 256 colours."""
+    picture = PIL.Image.open(io.BytesIO(png)).convert("RGBA")
+    opaque = picture.getextrema()[3][0] == 255
+    picture = picture.convert("RGB") if opaque else picture
     buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    fig.savefig(buffer, format=kind, metadata=metadata, dpi=160)
+    picture.quantize(256, 0 if opaque else 2).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _png(fig, dpi=160):
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Software": None}, dpi=dpi)
+    return _fewer_colors(buffer.getvalue())
+
+
+def _svg(fig):
+    """Paths to a hundredth of a point, pixels of 256 colours."""
+    buffer = io.StringIO()
+    fig.savefig(buffer, format="svg", metadata={"Date": None}, dpi=160)
+    text = re.sub(
+        r' d="[^"]*"',
+        lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]),
+        buffer.getvalue(),
+    )
+
+    def lighter(match):
+        png = _fewer_colors(base64.b64decode(match[0]))
+        return base64.b64encode(png).decode()
+
+    return re.sub(r"(?<=png;base64,)[\w+/=\s]+", lighter, text).encode()
 
 
 def save_figure(fig, name, caption="", frames=()):
     """Show a figure with its caption, and keep it as figures/<name>.svg.
 
-    frames: [(figure, label, text), ...] become a slider in the HTML report,
-    of which fig is the still. The folder is $FIGURES, where that is set.
+    frames: [(figure, label), ...] become a slider in the HTML report, of
+    which fig is the still. The folder is $FIGURES, where that is set. The
+    output's metadata are for the report; its digest says that the vector
+    copy is of this run.
     """
     here = Path(__file__).parent / "figures"
-    folder = Path(os.environ.get("FIGURES", here))
-    _write(folder / f"{name}.svg", _bytes(fig, "svg"))
+    svg = _svg(fig)
+    _write(Path(os.environ.get("FIGURES", here)) / f"{name}.svg", svg)
     about = {"figure": name, "caption": caption}
+    about["svg"] = hashlib.sha256(svg).hexdigest()[:16]
     if frames:
-        about["frames"] = [{"label": lb, "text": t} for _, lb, t in frames]
-    for k, (frame, _, _) in enumerate(frames):
-        _write(folder / f"{name}-{k:02d}.png", _bytes(frame, "png"))
-        plt.close(frame)
+        about["frames"] = [
+            {"label": label, "png": base64.b64encode(_png(f, 80)).decode()}
+            for f, label in frames
+        ]
     display(
-        Image(_bytes(fig, "png"), width=int(fig.get_figwidth() * 130)),
+        Image(_png(fig), width=int(fig.get_figwidth() * 130)),
         metadata=about,
     )
-    plt.close(fig)
+    for drawn in [fig, *(f for f, _ in frames)]:
+        plt.close(drawn)
     if caption:
         display(Markdown(f"*{caption}*"), metadata={"figure_caption": True})
 

@@ -1,150 +1,164 @@
--- Formulas, and what differs between the printed page and the screen.
+-- Cells, as __init__.py laid them out, become a document.
 
-local typst = FORMAT:match "typst"
+local typst, stringify = FORMAT == "typst", pandoc.utils.stringify
+local where, notebook, cover, meta = "", "", nil, {}
 
--- Private characters carry through pandoc what its Typst has no words for.
-local LIMITS, PLAIN, UNDER = "\u{E001}", "\u{E002}", "\u{E003}"
-local OVER, AT, HELD = "\u{E004}", "\u{E005}", "\u{E006}"
-local QUOTE, SLASH = "\u{E007}", "\u{E008}"
+local function refuse(why, text)
+  error(("REFUSED %s: %s: %s"):format(where, why, text:gsub("%s+", " ")), 0)
+end
 
-local before = {  -- TeX, for pandoc
-  {"\\operatorname%s*%*%s*{", "\\operatorname{" .. LIMITS},
-  {"\\operatorname%s*{([^\u{E001}])", "\\operatorname{" .. PLAIN .. "%1"},
-  {"\\begin{vmatrix}", "\\left|\\begin{matrix}"},
-  {"\\end{vmatrix}", "\\end{matrix}\\right|"},
-  {"\\parallel%f[%A]", "\\;\\|\\;"},
-  {"\\left%.(.-)\\right|_(%b{})", "\\underbrace{" .. AT .. "%1}_%2"},
-  {"\\underset%s*(%b{})%s*(%b{})", "\\underbrace{" .. UNDER .. "%2}_%1"},
-  {"\\overset%s*(%b{})%s*(%b{})", "\\overbrace{" .. OVER .. "%2}^%1"},
-}
+-- Formulas: what pandoc says otherwise than Typst 0.15, where the notebooks
+-- use it. What would come out wrong without a word, is refused.
 
-local strings = {  -- Typst, where pandoc's has a string
-  {'"' .. LIMITS .. '([^"]*)"', 'op("%1", limits: #true)'},
-  {'delim: "||"', 'delim: "‖"'},
-  {'"' .. PLAIN .. '([^"]*)"', 'op("%1")'},
-}
-
-local after = {  -- Typst, as the compiler of today spells it
-  {"underbrace%(%s*" .. AT, "at("},
-  {"underbrace%(%s*" .. UNDER, "under("},
-  {"overbrace%(%s*" .. OVER, "over("},
+local wrong = [[ \underset \overset \stackrel \left. \right. \color \mathop
+  \operatorname* \xrightarrow \xleftarrow \def \newcommand ]]
+local mended = {
   {"#scale%(x: (%d+%%), y: %d+%%%)%[(.-)%]%f[^%]]", function(size, glyph)
-    local bar = ({["\\|"] = "bar.v", parallel = "bar.v.double"})[glyph]
-    if bar then
-      return ('class("normal", big(#%s, %s))'):format(size, bar)
-    end
-    return ("big(#%s, %s)"):format(size, (glyph:gsub("^[{}]$", "\\%0")))
+    local bar = glyph == "\\|" and 'class("normal", big(#%s, bar.v))'
+    glyph = glyph:gsub("^[{}]$", "\\%0")
+    return (bar or "big(#%s, %s)"):format(size, glyph)
   end},
-  {"cases%b()", function(body) return (body:gsub(" & ", " quad & ")) end},
-  {"∥(.-)∥", "norm(%1)"},
-  {"%f[%w]parallel%f[%W]", "double"},
-  {"\\|(%w)", " single %1"},
-  {"\\|", " single"},
+  {"\\|", 'class("normal", bar.v) '},
+  {"%f[%w]parallel%f[%W]", 'class("normal", bar.v.double)'},
+  {'"\u{E001}([^"]*)"', 'op("%1")'},
   {"%f[%w]dot%.circle", "dot.o"},
   {"%f[%w]times%.circle", "times.o"},
-  {"%f[%w]minus%.circle", "minus.o"},
-  {"%f[%w]sect%f[%W]", "inter"},
   {"#h%(0em%)", "thick"},          -- \;
   {"#h%(%-1em%)", "#h(-0.167em)"},  -- \!
 }
 
-local function replace(text, pairs)
-  for _, pair in ipairs(pairs) do text = text:gsub(pair[1], pair[2]) end
-  return text
-end
-
--- The words of \text{...} are strings, and stay as they are.
-local function mend(text)
-  local held = {}
-  text = replace(text, {{'\\\\', SLASH}, {'\\"', QUOTE}})
-  text = replace(text, strings):gsub('"[^"]*"', function(string)
-    table.insert(held, string)
-    return HELD .. #held .. HELD
-  end)
-  text = replace(text, after):gsub(HELD .. "(%d+)" .. HELD, function(k)
-    return held[tonumber(k)]
-  end)
-  return replace(text, {{QUOTE, '\\"'}, {SLASH, '\\\\'}})
-end
-
-local function refuse(why, tex)
-  error("REFUSED " .. why .. ": " .. tex:gsub("%s+", " "), 0)
-end
-
-local function to_typst(math)
-  local copy = pandoc.Math(math.mathtype, replace(math.text, before))
-  local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{copy}}, "typst")
-  if not text:match "^%$" then
-    refuse("TeX that pandoc cannot convert", math.text)
-  end
-  return mend(text)
-end
-
-function Math(el)
-  local tag, more
-  el.text = el.text:gsub("%s*\\tag%*?%s*{([^}]*)}", function(found)
-    tag, more = found, tag
-    return ""
-  end)
-  if more then refuse("two \\tag in one formula", el.text) end
-  if tag and not tag:match "^[%w.'*-]+$" then refuse("\\tag", tag) end
-  local text = to_typst(el)
-  if typst then
-    if tag then text = ('#tagged("%s", %s)'):format(tag, text) end
-    return pandoc.RawInline("typst", text)
-  elseif el.mathtype == "DisplayMath" then
-    local parts = {pandoc.Span({el}, pandoc.Attr("", {"formula"}))}
-    if tag then
-      parts[2] = pandoc.Span("(" .. tag .. ")", pandoc.Attr("", {"tag"}))
-    end
-    return pandoc.Span(parts, pandoc.Attr("", {"equation"}))
-  end
-end
-
--- What a cell printed has no language; on the page that is its mark.
-function CodeBlock(el)
-  if typst and el.classes:includes "output" then
-    return pandoc.CodeBlock(el.text)
-  end
-end
-
-function Div(el)
-  if el.classes:includes(typst and "screen" or "page") then return {} end
-  if el.classes:includes "screen" or el.classes:includes "page" then
-    return el.content
-  end
-  if typst and el.classes:includes "reference" then
-    local number = el.attributes.number
-    local open = ('#reference("%s")['):format(number)
-    return pandoc.Blocks{pandoc.RawBlock("typst", open)} .. el.content ..
-      {pandoc.RawBlock("typst", ("] <%s>"):format(el.identifier))}
-  end
-end
-
--- The line that introduces a table stays on its page.
-function Blocks(blocks)
-  if not typst then return end
-  local done = pandoc.Blocks{}
-  for k, block in ipairs(blocks) do
-    local follows = blocks[k + 1]
-    if follows and follows.t == "Plain"
-        and pandoc.utils.stringify(follows) == "" then  -- a table's own style
-      follows = blocks[k + 2]
-    end
-    if block.t == "Para" and follows and follows.t == "Table" then
-      done:insert(pandoc.RawBlock("typst", "#block(sticky: true)["))
-      done:insert(block)
-      done:insert(pandoc.RawBlock("typst", "]"))
-    else
-      done:insert(block)
-    end
-  end
-  return done
-end
-
-function Table(el)
+local function formula(el)
+  local tag = el.text:match "\\tag%s*{([^}]*)}"
+  el.text = el.text:gsub("%s*\\tag%s*%b{}", "")
+  if not typst and el.mathtype == "InlineMath" then return el end
   if not typst then
-    local attr = pandoc.Attr("", {"scroll"}, {tabindex = "0"})
-    return pandoc.Div({el}, attr), false
+    local number = tag and "(" .. tag .. ")" or ""
+    local scroll = pandoc.Span(el, {class = "formula"})
+    return pandoc.Span({scroll, number}, {class = "equation"})
   end
+  for command in el.text:gmatch "\\%a+[.*]?" do
+    if wrong:find(command:gsub("%p", "%%%0") .. "%f[%s]") then
+      refuse("TeX that would come out wrong", el.text)
+    end
+  end
+  el.text = el.text:gsub("\\operatorname%s*{", "%0\u{E001}")
+  local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, "typst")
+  if not text:match "^%$" then refuse("TeX unknown to pandoc", el.text) end
+  for _, pair in ipairs(mended) do text = text:gsub(pair[1], pair[2]) end
+  if tag then text = ('#tagged("%s", %s)'):format(tag, text) end
+  return pandoc.RawInline("typst", text)
+end
+
+-- Links. places[place] = {id =, text =}; a heading's words, its anchor in
+-- Jupyter and that on GitHub make the same place.
+
+local places, count = {}, {}
+
+local function place(book, anchor)
+  return book .. "#" .. anchor:lower():gsub("[^%w]", "")
+end
+
+local function fresh(name)
+  count[name] = (count[name] or 0) + 1
+  return name .. "-" .. count[name]
+end
+
+local function link(el)
+  if el.target:match "^https?://" or el.target:match "^mailto:" then return end
+  local book, anchor = el.target:match "^([^#]*)#?(.*)$"
+  book = book == "" and notebook or book:gsub("^%./", "")
+  local found = places[place(book, anchor)]
+  if found then
+    return pandoc.Link(found.text or el.content, "#" .. found.id)
+  elseif meta.title and book:match "%.ipynb$" then
+    refuse("a link that leads to no place", el.target)
+  end
+  return el.content
+end
+
+-- A figure; on the screen with frames, where it has some, for page.html.
+
+local function figure(cell, blocks)
+  local about = places[place(notebook, cell.attributes.figure)]
+  local image = blocks:remove(1).content[1]
+  image.caption = pandoc.Inlines(stringify(blocks))
+  local number = pandoc.Strong(about.text .. ".")
+  blocks[1] = blocks[1] or pandoc.Plain{}
+  blocks[1].content = pandoc.Inlines{number, " "} .. blocks[1].content
+  local images = pandoc.Inlines{image}
+  for _, frame in ipairs(pandoc.json.decode(cell.attributes.frames)) do
+    local source = "data:image/png;base64," .. frame.png
+    local attr = {class = "frame", label = frame.label}
+    if not typst then images:insert(pandoc.Image("", source, "", attr)) end
+  end
+  if meta.title and cell.attributes.figure:match "^0[34]_overview$" then
+    cover = pandoc.MetaBlocks{pandoc.Para{image}}
+  end
+  local body = pandoc.Blocks{pandoc.Plain(images)}
+  return {pandoc.Figure(body, {long = blocks}, {id = about.id})}
+end
+
+-- The rest of a cell, and the document.
+
+local content = {
+  Math = formula, Link = link,
+  Image = function(el)  -- nothing is fetched
+    if el.src:match "^%a+://" then return pandoc.Link(el.src, el.src) end
+  end,
+  Str = function(el)
+    local bare = el.text:match "^\\begin{"
+    return bare and refuse("a formula without its dollars", el.text)
+  end,
+  CodeBlock = function(el)
+    return meta.code == "none" and el.classes[1] == "python" and {} or el
+  end,
+  BulletList = function(el)  -- references, with numbers of their own
+    if not stringify(el.content[1]):match "^%[%d+%] " then return end
+    return pandoc.Blocks(el.content:map(function(item)
+      return pandoc.Para(item[1].content)
+    end))
+  end,
+}
+
+local function blocks_of(cell)
+  local kind, block = cell.attributes.kind, cell.content[1]
+  local html = function(text) return pandoc.RawBlock("html", text) end
+  if not kind then return cell.content:walk(content) end
+  if kind == "figure" then return figure(cell, cell.content:walk(content)) end
+  if kind == "contents" then return {pandoc.RawBlock("typst", "#contents")} end
+  if kind == "printed" then block.classes = {""} end
+  if kind ~= "fold" then return {block} end
+  local open = html "<details><summary>Code</summary>"
+  return typst and {} or {open, block, html "</details>"}
+end
+
+local function name_all(cell)
+  local book, shown = cell.attributes.notebook, cell.attributes.figure
+  cell.content = cell.content:walk{Header = function(el)
+    el.identifier = fresh(el.identifier)
+    local here, top = {id = el.identifier}, place(book, "")
+    if el.level == 1 and places[top] then el.level = 2 end
+    places[top] = places[top] or here
+    places[place(book, stringify(el))] = here
+    return el
+  end}
+  if shown then
+    local number = fresh(book:match "^0*(%d*)"):gsub("^%-", "")
+    local text = "Figure " .. number:gsub("%-", ".")
+    places[place(book, shown)] = {id = "Figure-" .. number, text = text}
+  end
+end
+
+function Pandoc(doc)
+  for field, value in pairs(doc.meta) do meta[field] = value end
+  meta.code = stringify(meta.code)
+  for _, cell in ipairs(doc.blocks) do name_all(cell) end
+  local done = pandoc.Blocks{}
+  for _, cell in ipairs(doc.blocks) do
+    where, notebook = cell.attributes.where, cell.attributes.notebook
+    if typst then done:insert(pandoc.RawBlock("typst", "// " .. where)) end
+    done:extend(blocks_of(cell))
+  end
+  if cover then meta["include-before"]:insert(cover) end
+  return pandoc.Pandoc(done, meta)
 end
