@@ -337,8 +337,8 @@ def _svg(fig):
 def save_figure(fig, name, caption="", frames=()):
     """Show a figure with its caption, and keep it as figures/<name>.svg.
 
-    frames: [(figure, label), ...] become a slider in the HTML report, of
-    which fig is the still. The folder is $FIGURES, where that is set. The
+    frames: [(figure, word, ...), ...] become a slider in the HTML report, of
+    which fig is the still; the words are their label. The folder is $FIGURES, where that is set. The
     output's metadata are for the report; its digest says that the vector
     copy is of this run.
     """
@@ -349,14 +349,17 @@ def save_figure(fig, name, caption="", frames=()):
     about["svg"] = hashlib.sha256(svg).hexdigest()[:16]
     if frames:
         about["frames"] = [
-            {"label": label, "png": base64.b64encode(_png(f, 80)).decode()}
-            for f, label in frames
+            {
+                "label": ": ".join(words),
+                "png": base64.b64encode(_png(f, 80)).decode(),
+            }
+            for f, *words in frames
         ]
     display(
         Image(_png(fig), width=int(fig.get_figwidth() * 130)),
         metadata=about,
     )
-    for drawn in [fig, *(f for f, _ in frames)]:
+    for drawn in [fig, *(f for f, *_ in frames)]:
         plt.close(drawn)
     if caption:
         display(Markdown(f"*{caption}*"), metadata={"figure_caption": True})
