@@ -1,6 +1,8 @@
 """For `make notebooks` and `make lab`: a notebook as it is committed, with
 nothing of when, where and how fast it ran."""
 
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ABOUT = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
@@ -26,7 +28,6 @@ def save(model, **_):
 
 c = get_config()  # noqa: F821
 c.ContentsManager.pre_save_hook = save
-c.ExecutePreprocessor.coalesce_streams = True
 c.ClearMetadataPreprocessor.enabled = True
 c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"tags"}
-c.NotebookExporter.preprocessors = [quiet]
+c.NotebookExporter.preprocessors = [quiet, CoalesceStreamsPreprocessor]

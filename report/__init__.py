@@ -21,7 +21,7 @@ import typst
 from nbconvert.exporters import Exporter
 from nbconvert.filters import strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-from nbconvert.utils.exceptions import ConversionException
+from nbconvert.utils.exceptions import ConversionException as Refused
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from traitlets import Enum, List, Unicode
 
@@ -32,10 +32,6 @@ PANDOC = [
     "--columns=9999", "--wrap=preserve", "--metadata-file=meta.json",
     f"--lua-filter={HERE}/filter.lua",
 ]  # fmt: skip
-
-
-class Refused(ConversionException):
-    """What the author of a notebook can mend, and where."""
 
 
 class ReportExporter(Exporter):

@@ -23,10 +23,8 @@ from report import HERE, Refused, ReportExporter, ReportHTMLExporter
 
 NAMES = ["01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
          "04_depth_size_complexity.ipynb"]  # fmt: skip
-ABOUT = {
-    "title": "Density estimation in two dimensions",
-    "subtitle": "Kernels and normalizing flows, scored against the truth",
-}
+TITLE = "Density estimation in two dimensions"
+SUBTITLE = "Kernels and normalizing flows, scored against the truth"
 
 
 def literal(text):
@@ -78,40 +76,34 @@ def execute(path, values, work):
         raise Refused(f"{path.name} failed: {error}") from None
 
 
-def brief(cell):
-    """A cell for the summary: its section without the heading."""
-    cell = copy.deepcopy(cell)
-    cell.metadata["summary"] = True
-    if cell.cell_type == "markdown":
-        parts = re.split(r"(?m)^#+ .*\n?", cell.source)
-        cell.source = parts[cell.source.startswith("#")]
-    return cell
-
-
 def merge(notebooks):
     """{file name: notebook} as one, behind a summary of all."""
-    summary, cells, changed = [new_markdown_cell("# Summary")], [], []
+    summary, cells, changed = [], [], []
     for name, notebook in notebooks.items():
         title = re.search("^# (.*)", notebook.cells[0].source)
-        if not title:
-            raise Refused(f"{name}, cell 1: no line '# …', a title")
         found = []
         for number, cell in enumerate(notebook.cells, 1):
             cell.metadata["place"] = [name, number]
             tags = cell.metadata.get("tags", ())
-            found += [brief(cell)] if "summary" in tags else []
+            if "summary" in tags:  # its first section, without a heading
+                parts = re.split(r"(?m)^#+ .*$", cell.source)
+                found.append(copy.deepcopy(cell))
+                found[-1].source = next(filter(str.strip, parts), "")
+                found[-1].metadata["summary"] = True
             if "injected-parameters" in tags:
                 lines = ", ".join(re.findall("(?m)^[A-Z].*", cell.source))
                 changed.append(f"Other parameters in {name}: `{lines}`\n")
         if found:
-            head = new_markdown_cell(f"### [{title[1]}]({name})")
-            summary += [head, *found]
+            text = "" if summary else "# Summary\n\n"
+            text += f"### [{title[1]}]({name})"
+            summary += [new_markdown_cell(text), *found]
         cells += notebook.cells
     contents = new_markdown_cell("", metadata={"kind": "contents"})
-    cells = [*(summary if len(summary) > 1 else []), contents, *cells]
+    cells = [*summary, contents, *cells]
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
-    about = ABOUT | {"pagetitle": ABOUT["title"], "include-before": changed}
+    about = {"title": TITLE, "subtitle": SUBTITLE, "pagetitle": TITLE}
+    about["include-before"] = changed
     return new_notebook(cells=cells, metadata={"report": about})
 
 
@@ -121,9 +113,9 @@ def bind(options, work):
     paths = [folder / name for name in NAMES]
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
-    if options.execute or options.parameters:
+    if options.execute or options.p:
         os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
-        values = choose(options.parameters, paths)
+        values = choose(options.p, paths)
         done = [execute(path, values[path], work) for path in paths]
     else:
         done = [nbformat.read(path, as_version=4) for path in paths]
@@ -142,8 +134,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
     add("--execute", action="store_true")
-    add("-p", dest="parameters", nargs=2, action="append", default=[],
-        metavar=("NAME", "VALUE"))  # fmt: skip
+    add("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     add("--code", default="teach", choices=["teach", "all", "none"])
     add("--notebooks", type=Path, default=HERE.parent / "notebooks")
     add("--output", type=Path, default=HERE)

@@ -9,7 +9,6 @@ end
 
 -- Formulas: what pandoc says otherwise than Typst 0.15, where the notebooks
 -- use it. What would come out wrong without a word, is refused.
-
 local wrong = [[ \underset \overset \stackrel \left. \right. \color \mathop
   \operatorname* \xrightarrow \xleftarrow \def \newcommand ]]
 local mended = {
@@ -53,7 +52,6 @@ end
 -- Jupyter and that on GitHub make the same place.
 
 local places, count = {}, {}
-
 local function place(book, anchor)
   return book .. "#" .. anchor:lower():gsub("[^%w]", "")
 end
@@ -68,16 +66,14 @@ local function link(el)
   local book, anchor = el.target:match "^([^#]*)#?(.*)$"
   book = book == "" and notebook or book:gsub("^%./", "")
   local found = places[place(book, anchor)]
-  if found then
-    return pandoc.Link(found.text or el.content, "#" .. found.id)
-  elseif meta.title and book:match "%.ipynb$" then
+  if found then return pandoc.Link(found.text or el.content, "#" .. found.id) end
+  if meta.title and book:match "%.ipynb$" then
     refuse("a link that leads to no place", el.target)
   end
   return el.content
 end
 
 -- A figure; on the screen with frames, where it has some, for page.html.
-
 local function figure(cell, blocks)
   local about = places[place(notebook, cell.attributes.figure)]
   local image = blocks:remove(1).content[1]
@@ -99,15 +95,13 @@ local function figure(cell, blocks)
 end
 
 -- The rest of a cell, and the document.
-
 local content = {
   Math = formula, Link = link,
   Image = function(el)  -- nothing is fetched
     if el.src:match "^%a+://" then return pandoc.Link(el.src, el.src) end
   end,
   Str = function(el)
-    local bare = el.text:match "^\\begin{"
-    return bare and refuse("a formula without its dollars", el.text)
+    if el.text:match "^\\begin{" then refuse("TeX without $$", el.text) end
   end,
   CodeBlock = function(el)
     return meta.code == "none" and el.classes[1] == "python" and {} or el
