@@ -6,7 +6,7 @@ CODE ?= teach
 PARAMS ?=
 NOTEBOOKS := notebooks/0[1-4]_*[a-z].ipynb
 
-.PHONY: help setup report pdf notebooks test mutants bench lab clean
+.PHONY: help setup report pdf notebooks test bench lab clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,7 +33,7 @@ pdf: setup  ## the same from the notebooks as saved, in seconds
 	$(BIN)/python -m report --code $(CODE)
 
 notebooks: setup  ## execute the notebooks in place, for committing
-	RUNS= $(BIN)/jupyter nbconvert --config jupyter_config.py \
+	RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --config jupyter_config.py \
 		--to notebook --execute --inplace $(NOTEBOOKS)
 
 test: setup  ## style, unit tests, and the notebooks as tests
@@ -41,9 +41,6 @@ test: setup  ## style, unit tests, and the notebooks as tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest
 	sh tests/notebooks.sh
-
-mutants: setup  ## break helpers.py on purpose; each break must be noticed
-	$(BIN)/python tests/mutants.py
 
 bench: .venv-bench/.ready  ## measure against other libraries
 	.venv-bench/bin/python benchmarks/run.py

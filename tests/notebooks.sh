@@ -1,12 +1,14 @@
 # Re-execute the committed notebooks and compare their text outputs: all of
 # them where this processor computes the same digits, elsewhere the verdicts
 # of the cells that begin with # NBVAL_CHECK_OUTPUT, without their numbers.
-# Figures go to a folder of their own, and nothing trained before is read.
+# Figures go to a folder of their own, and what one notebook trains only the
+# others read: nothing from before.
 set -e
 cd "$(dirname "$0")/.."
 FIGURES=$(mktemp -d)
 trap 'rm -rf "$FIGURES"' EXIT
-export FIGURES RUNS= TQDM_DISABLE=1
+RUNS=$FIGURES/runs
+export FIGURES RUNS TQDM_DISABLE=1
 if .venv/bin/python tests/digits.py; then
     echo "this processor computes the committed digits: comparing them all"
     compare=--nbval
