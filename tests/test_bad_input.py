@@ -62,10 +62,7 @@ def study(settings=None, **options):
 
 def each(call, name, *values):
     """The message of each wrong value holds the name, then the value."""
-    return [
-        (lambda v=v: call(v), name, re.escape(v if type(v) is str else repr(v)))
-        for v in values
-    ]  # fmt: skip
+    return [(lambda v=v: call(v), name, re.escape(repr(v))) for v in values]
 
 
 # fmt: off

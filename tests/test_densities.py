@@ -24,7 +24,6 @@ from helpers import (
     ToyDataset,
     toy_distribution,
 )
-from study import entropy
 
 GRID_MEANS = [(0, 0), (0, 2), (2, 0), (2, 2)]
 DENSITIES = {
@@ -36,16 +35,6 @@ DENSITIES = {
     "GaussiansRot 7": toy_distribution("GaussiansRot", 7),
     "wide mixture": GaussianMixture(GRID_MEANS, 1.0),
     "Spiral": Spiral(),
-}
-# In nats, to 0.003, by quadrature in another program.
-ENTROPIES = {
-    "Circles": 1.172,
-    "Moons": 1.004,
-    "GaussiansGrid": 2.714,
-    "GaussiansRot 3": 1.630,
-    "GaussiansRot 5": 2.141,
-    "GaussiansRot 7": 2.476,
-    "Spiral": 4.082,
 }
 each_density = pytest.mark.parametrize(
     "density", DENSITIES.values(), ids=DENSITIES
@@ -80,23 +69,6 @@ def test_sampler_follows_the_closed_form(density):
         masses[grid.image(grid.points.norm(dim=1) < 0.7)] = 0
     p = goodness_of_fit(density.sample(40_000, seed=2), masses, grid)
     assert p > FALSE_ALARM
-
-
-@pytest.mark.parametrize("name", ENTROPIES)
-def test_entropy_is_the_known_one(name):
-    estimate = entropy(DENSITIES[name], 200_000)
-    error = abs(estimate.value - ENTROPIES[name])
-    assert error < 0.003 + 5 * estimate.standard_error
-
-
-@pytest.mark.parametrize("sigma", [0.05, 0.3, 2.0])
-@pytest.mark.parametrize(
-    "family", [Circles, Moons, Spiral, lambda s: GaussianMixture([(1, 2)], s)]
-)
-def test_other_widths_have_unit_mass(family, sigma):
-    density = family(sigma)
-    mass = cell_masses(density, mass_grid(density), 8).sum()
-    assert mass == pytest.approx(1, abs=1e-2)
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 5])
@@ -215,52 +187,16 @@ def test_log_density_is_finite_wherever_the_density_is(density):
 
 
 @each_density
-def test_gradient_is_finite_wherever_the_density_is(density):
-    random = torch.Generator().manual_seed(0)
-    near = 1e-3 * torch.randn(20, 2, generator=random, dtype=torch.float64)
-    x = torch.cat([SPECIAL, near, near + SPECIAL[6], density.sample(500)])
-    if isinstance(density, Spiral):
-        x = x[x.norm(dim=1) > 1e-100]
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(density.log_probability(x).sum(), x)
-    assert torch.isfinite(gradient).all()
-
-
-@each_density
-def test_gradient_is_the_slope(density):
-    """Central differences: off by O(step^2) and by rounding / step."""
-    x = density.sample(200, seed=3)
-    x = x[x.norm(dim=1) > 0.1].requires_grad_()
-    (gradient,) = torch.autograd.grad(density.log_probability(x).sum(), x)
-    step = 1e-5
-    for i in range(2):
-        e = step * torch.eye(2, dtype=torch.float64)[i]
-        with torch.no_grad():
-            rise = density.log_probability(x + e) - density.log_probability(
-                x - e
-            )
-        slope = rise / (2 * step)
-        torch.testing.assert_close(gradient[:, i], slope, rtol=1e-4, atol=1e-3)
-
-
-@each_density
 def test_sampler_is_pure(density):
     first = density.sample(10, seed=3)
     density.sample(5, seed=4)
     torch.rand(1, generator=torch.Generator().manual_seed(3))
     assert torch.equal(first, density.sample(10, seed=3))
     assert not torch.equal(first, density.sample(10, seed=4))
+    assert first.shape == (10, 2) and first.dtype == torch.float64
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(first, density.sample(10, generator))
     assert not torch.equal(first, density.sample(10, generator))
-
-
-@each_density
-def test_sample_has_shape_and_dtype(density):
-    assert density.sample(1).shape == (1, 2)
-    sample = density.sample(7)
-    assert sample.shape == (7, 2) and sample.dtype == torch.float64
-    assert density.log_probability(sample.float()).dtype == torch.float64
 
 
 @each_density
@@ -271,18 +207,6 @@ def test_log_probability_takes_anything_like_an_array(density):
         assert torch.equal(density.log_probability(same), expected)
     ones = density.log_probability(np.ones((3, 2), dtype=int))
     assert torch.equal(ones, density.log_probability(np.ones((3, 2))))
-
-
-@each_density
-def test_each_point_is_evaluated_by_itself(density):
-    """In chunks, of which each may add in another order."""
-    x = density.sample(20_000, seed=5)
-    whole = density.log_probability(x)
-    close = dict(rtol=1e-12, atol=1e-12)
-    for same, part in ((whole[-3:], x[-3:]), (whole.flip(0), x.flip(0))):
-        torch.testing.assert_close(
-            density.log_probability(part), same, **close
-        )
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -299,11 +223,6 @@ def test_dataset_holds_samples_of_its_distribution(name):
         data, batch_size=100, generator=torch.Generator()
     )
     assert torch.equal(torch.cat(list(batches)), data.data)
-
-
-def test_dataset_has_as_many_gaussians_as_asked():
-    data = ToyDataset("GaussiansRot", 500, num_gaussians=7)
-    assert len(data.distribution.means) == 7
 
 
 def test_grid_runs_along_x_first():
@@ -347,8 +266,3 @@ def test_grid_around_is_the_smallest_square_with_its_margin(random):
     assert (y0 + y1) / 2 == pytest.approx((low + high)[1] / 2)
     tight = Grid.around(samples, margin=0)
     assert tight.ylim == pytest.approx((low[1], high[1]))
-
-
-def test_grid_around_a_single_point_is_not_empty():
-    grid = Grid.around([(1e6, 2)], size=4)
-    assert grid.xlim[0] < 1e6 < grid.xlim[1] and grid.cell_area > 0

@@ -1,6 +1,5 @@
 """Laws of the kernel density estimate and its bandwidth."""
 
-import math
 import subprocess
 import sys
 
@@ -8,16 +7,12 @@ import numpy as np
 import pytest
 import torch
 from checks import (
-    FALSE_ALARM,
     assert_mass_and_moments,
-    cell_masses,
-    goodness_of_fit,
 )
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.neighbors import KernelDensity
 
 from helpers import (
     GaussianKDE,
@@ -27,7 +22,6 @@ from helpers import (
     reference_bandwidth,
     select_bandwidth,
     sharpen,
-    toy_distribution,
 )
 from study import kl_divergence
 
@@ -92,16 +86,6 @@ def test_kde_agrees_with_scipy(N, d):
 
 
 @each_d
-@pytest.mark.parametrize("h", [0.1, 1.0])
-def test_kde_agrees_with_scikit_learn(d, h):
-    samples, x = draw(d, 1000, d=d), draw(0, 50, 2.0, d)
-    # One leaf: scikit-learn's trees are not exact in the tails.
-    other = KernelDensity(bandwidth=h, leaf_size=1000).fit(samples)
-    actual = GaussianKDE(samples, h).log_probability(x)
-    assert_close(actual, other.score_samples(x), 1e-8)
-
-
-@each_d
 def test_kde_has_unit_mass_and_its_samples_moments(d):
     H = bandwidth_matrix(3, d, least=0.5)
     assert_mass_and_moments(GaussianKDE(draw(0, 15, d=d), H))
@@ -118,19 +102,6 @@ def test_a_number_h_means_h_times_identity():
     assert torch.equal(whole, GaussianKDE(samples, 1.0).log_probability(x))
 
 
-def test_one_sample_gives_its_kernel_at_any_distance():
-    """Analytic: 1e3 bandwidths away log f is about -5e5, and exact."""
-    sample, h = np.array([[0.3, -2.0]]), 0.2
-    angle = np.linspace(0, 2 * np.pi, 16)
-    for distance in (0, 1, 30, 1e3, 1e6):
-        x = sample + distance * h * np.stack([np.cos(angle),
-                                              np.sin(angle)], 1)  # fmt: skip
-        expected = -(distance**2) / 2 - math.log(2 * math.pi * h**2)
-        actual = GaussianKDE(sample, h).log_probability(x)
-        # The distance itself is rounded to eps times the coordinates.
-        np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
-
-
 @given(seed=seeds, distance=st.floats(1, 1e4))
 @settings(max_examples=25)
 def test_tails_are_finite_and_exact(seed, distance):
@@ -142,40 +113,6 @@ def test_tails_are_finite_and_exact(seed, distance):
     assert_close(actual, direct_sum(samples, H, x))
 
 
-def test_a_distant_sample_does_not_hide_the_others():
-    samples = np.vstack([draw(0, 100), [[1e6, -1e6]]])
-    x = np.vstack([draw(1, 20), [[1e6, -1e6]], [[1e3, 0]]])
-    actual = GaussianKDE(samples, 0.3).log_probability(x)
-    # Coordinates of 1e6 keep 1e-10 of a unit, 1e-9 bandwidths; far from
-    # all, that is multiplied by the distance in bandwidths.
-    assert_close(actual, direct_sum(samples, 0.3 * np.eye(2), x), 1e-6)
-
-
-def test_duplicates_weigh_as_often_as_they_occur():
-    samples, x = draw(0, 20), draw(1, 30, 2.0)
-    once = GaussianKDE(samples, 0.4).log_probability(x)
-    thrice = GaussianKDE(np.tile(samples, (3, 1)), 0.4).log_probability(x)
-    assert_close(once, thrice, 1e-12)
-    same = GaussianKDE(np.ones((500, 2)), 0.4).log_probability(x)
-    assert_close(same, GaussianKDE([(1, 1)], 0.4).log_probability(x), 1e-12)
-
-
-@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1e8])
-def test_kde_follows_the_unit_of_length(scale):
-    samples, x, H = draw(0, 200), draw(1, 50, 3.0), bandwidth_matrix(2)
-    one = GaussianKDE(samples, H).log_probability(x)
-    other = GaussianKDE(scale * samples, scale * H).log_probability(scale * x)
-    assert_close(other + 2 * math.log(scale), one, 1e-9)
-    grid, scaled = (
-        Grid((-3 * s, 3 * s), (-2 * s, 4 * s), 30) for s in (1, scale)
-    )
-    images = [
-        GaussianKDE(s * samples, s * 0.2).density(g) * s**2
-        for s, g in ((1, grid), (scale, scaled))
-    ]
-    torch.testing.assert_close(*images, rtol=0, atol=1e-9)
-
-
 def test_kde_keeps_its_digits_far_from_the_origin():
     shift = np.array([2.0**20, -(2.0**20)])
     samples = np.round(draw(0, 100) * 1024) / 1024  # exact after the shift
@@ -183,13 +120,6 @@ def test_kde_keeps_its_digits_far_from_the_origin():
     near = GaussianKDE(samples, 0.1).log_probability(x)
     far = GaussianKDE(samples + shift, 0.1).log_probability(x + shift)
     assert_close(far, near)
-
-
-def test_float32_input_is_computed_in_float64():
-    samples, x = np.float32(draw(0, 300)), np.float32(draw(1, 50))
-    actual = GaussianKDE(torch.from_numpy(samples), 0.2).log_probability(x)
-    assert actual.dtype == torch.float64
-    assert_close(actual, direct_sum(samples, 0.2 * np.eye(2), x))
 
 
 @pytest.mark.parametrize("kind", ["number", "diagonal", "swapped", "full"])
@@ -213,32 +143,6 @@ def test_grid_path_equals_point_path(kind, N):
     assert error.max() < 1e-9 * expected.max()
 
 
-def test_samples_agree_with_density():
-    kde = GaussianKDE(draw(0, 15), [[0.3, 0.5], [-0.1, 0.2]])
-    grid = Grid((-4, 4), (-4, 4), 25)
-    samples = kde.sample(40_000, seed=1)
-    p = goodness_of_fit(samples, cell_masses(kde, grid, 8), grid)
-    assert p > FALSE_ALARM
-    assert torch.equal(samples, kde.sample(40_000, seed=1))
-
-
-def test_samples_have_the_bandwidths_covariance():
-    """Covariance H H^T, not H^T H: five standard errors of 1 / sqrt(n)."""
-    H = np.array([[0.3, 1.0], [0.0, 0.5]])
-    noise = GaussianKDE([(2, 3)], H).sample(100_000, seed=0).numpy() - (2, 3)
-    np.testing.assert_allclose(np.cov(noise.T), H @ H.T, atol=5 * 2 / 300)
-
-
-def test_arguments_are_not_changed():
-    samples, H = draw(0, 50), bandwidth_matrix(1)
-    held = samples.copy(), H.copy()
-    kde = GaussianKDE(samples, H)
-    kde.log_probability(samples)
-    sharpen(samples, 0.2)
-    select_bandwidth(samples)
-    assert (samples == held[0]).all() and (H == held[1]).all()
-
-
 def direct_leave_one_out(samples, h):
     """In one piece, in extended precision."""
     N, d = samples.shape
@@ -247,7 +151,8 @@ def direct_leave_one_out(samples, h):
     np.fill_diagonal(log_kernel, -np.inf)
     top = log_kernel.max(1)
     log_sum = top + np.log(np.exp(log_kernel - top[:, None]).sum(1))
-    return float(log_sum.mean() - np.log((N - 1) * (2 * np.pi * h**2) ** (d / 2)))
+    norm = d / 2 * np.log(2 * np.pi * h**2) + np.log(N - 1)
+    return float(log_sum.mean() - norm)
 
 
 @given(seed=seeds, N=st.integers(2, 40), d=st.sampled_from(DIMENSIONS))
@@ -325,14 +230,6 @@ def test_reference_bandwidth_minds_no_outlier():
     )
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1e8])
-def test_bandwidths_follow_the_unit_of_length(scale):
-    samples = draw(0, 100)
-    for rule in (reference_bandwidth, select_bandwidth):
-        expected = scale * rule(samples)
-        assert rule(scale * samples) == pytest.approx(expected, rel=1e-9)
-
-
 @each_d
 @pytest.mark.parametrize("N", [1, 2, 600])
 def test_sharpen_moves_towards_the_kernel_mean(N, d):
@@ -366,27 +263,6 @@ def test_sharpening_keeps_the_variance_of_a_gaussian(step, ratio):
     )  # fmt: skip
     after = sharpen(x, ratio, step).var() + ratio**2
     assert after / x.var() == pytest.approx(1, abs=0.01)
-
-
-def test_sharpening_lowers_the_kl():
-    data = ToyDataset("GaussiansRot", 1500, seed=0)
-    h = 1.5 * select_bandwidth(data.data)
-    plain, sharp = (
-        kl_divergence(data.distribution, GaussianKDE(points, h), 20_000)
-        for points in (data.data, sharpen(data.data, h))
-    )
-    error = math.hypot(plain.standard_error, sharp.standard_error)
-    assert sharp.value < plain.value - 5 * error
-
-
-def test_kde_improves_with_more_samples():
-    truth = toy_distribution("Circles")
-    kl = []
-    for N in (100, 400, 1600):
-        samples = truth.sample(N, seed=1)
-        kde = GaussianKDE(samples, select_bandwidth(samples))
-        kl.append(kl_divergence(truth, kde, 10_000).value)
-    assert kl[0] > kl[1] > kl[2] > 0
 
 
 MEMORY = """

@@ -1,10 +1,11 @@
 """Laws of the scores, the interval, the verdict and the sweep."""
 
 import doctest
+import functools
 import math
 import subprocess
 import sys
-import warnings
+from functools import partial
 
 import joblib
 import numpy as np
@@ -42,6 +43,15 @@ from study import (
     verdict,
 )
 from training import TrainingResult, train
+
+
+@pytest.fixture(autouse=True)
+def nodes_once(monkeypatch):
+    """The quadrature's nodes, which cost 20 ms, for all intervals here."""
+    legendre = np.polynomial.legendre
+    monkeypatch.setattr(
+        legendre, "leggauss", functools.cache(legendre.leggauss)
+    )
 
 
 @pytest.mark.parametrize("module", [helpers, training, study])
@@ -98,29 +108,6 @@ def test_standard_error_is_calibrated(score):
     assert more == pytest.approx(errors.mean() / 10, rel=0.1)
 
 
-class Watched:
-    """A density that keeps the points it is asked for."""
-
-    sample = None
-
-    def __init__(self, model):
-        self.model, self.seen = model, []
-
-    def log_probability(self, x):
-        self.seen.append(x)
-        return self.model.log_probability(x)
-
-
-def test_smallest_sample_has_the_deviation_over_n_minus_one():
-    """Two values a, b: (a - b)^2 / 2 over n = 2."""
-    p, q = normal((0, 0), 1.0), Watched(normal((1, 0), 1.0))
-    value, error = kl_divergence(p, q, 2)
-    x = q.seen[0]
-    a, b = (p.log_probability(x) - q.log_probability(x)).tolist()
-    assert value == pytest.approx((a + b) / 2)
-    assert error == pytest.approx(abs(a - b) / 2)
-
-
 def grid_total_variation(p, q, grid):
     gap = (p.density(grid) - q.density(grid)).abs().sum()
     return 0.5 * gap.item() * grid.cell_area
@@ -156,29 +143,15 @@ def test_entropy_is_the_closed_form(sigma, d):
     assert estimate.standard_error == pytest.approx(error, rel=0.1)
 
 
-def test_scores_are_pure():
-    truth, model = toy_distribution("GaussiansRot", 3), normal((0, 0), 2.0)
-    for score in (kl_divergence, total_variation):
-        first = score(truth, model, 300, seed=1)
-        assert first == score(truth, model, 300, seed=1)
-        assert first != score(truth, model, 300, seed=2)
-
-
-def test_scores_share_no_points_with_the_dataset_of_their_seed():
-    truth = toy_distribution("GaussiansRot", 3)
-    model = Watched(normal((0, 0), 2.0))
-    kl_divergence(truth, model, 300, seed=0)
-    data = ToyDataset("GaussiansRot", 300, 0, num_gaussians=3).data.double()
-    assert torch.cdist(torch.cat(model.seen), data).min() > 1e-6  # float32
-
-
 def test_scores_of_an_ensemble_are_its_members():
     truth, flow = toy_distribution("GaussiansGrid"), make_flow(2, 3, size=0.1)
-    for score in (kl_divergence, total_variation):
-        many = score(truth, flow, 9000)  # in parts
+    for score in (
+        partial(kl_divergence, truth), partial(total_variation, truth), entropy
+    ):  # fmt: skip
+        many = score(flow, 9000)  # in parts
         assert many.value.shape == many.standard_error.shape == (3,)
         for i in range(3):
-            own = score(truth, flow.member(i), 9000)
+            own = score(flow.member(i), 9000)
             assert many.value[i].item() == pytest.approx(own.value)
             assert many.standard_error[i].item() == pytest.approx(
                 own.standard_error
@@ -190,31 +163,6 @@ def test_entropy_on_a_grid_is_that_of_samples(name):
     truth = toy_distribution(name)
     value, error = entropy(truth, 40_000)
     assert abs(grid_entropy(truth) - value) < 4 * error
-
-
-def test_entropy_on_a_grid_is_the_closed_form():
-    expected = math.log(2 * math.pi * math.e * 0.3**2)
-    assert grid_entropy(normal((3, 1), 0.3)) == pytest.approx(
-        expected, abs=1e-3
-    )
-
-
-def test_entropy_of_a_flow_is_that_of_its_density_on_a_grid():
-    flow = make_flow(2, size=0.1, hidden=8)
-    grid = Grid.around(flow.sample(3000), 300, margin=0.4)
-    p = flow.density(grid)
-    expected = -torch.xlogy(p, p).sum().item() * grid.cell_area
-    estimate = entropy(flow, 10_000)
-    allowed = 5 * estimate.standard_error + 1e-3
-    assert abs(estimate.value - expected) < allowed
-
-
-def test_entropy_of_an_ensemble_is_its_members():
-    flow = make_flow(2, 3, size=0.1)
-    many = entropy(flow, 2000)
-    for i in range(3):
-        own = entropy(flow.member(i), 2000)
-        assert many.value[i].item() == pytest.approx(own.value)
 
 
 # Intervals and verdicts
@@ -246,9 +194,12 @@ def test_mean_interval_of_constant_and_of_single_values():
 
 
 @pytest.mark.parametrize("n", [4, 8])
-def test_mean_interval_covers_the_mean_as_often_as_it_says(n, random):
+def test_mean_interval_covers_the_mean_as_often_as_it_says(
+    monkeypatch, n, random
+):
     """Of 2000 intervals, known to 0.5 per cent; a bootstrap's percentiles
     would cover it in 78 and 89 per cent."""
+    monkeypatch.setattr(study, "student_t", functools.cache(student_t))
     runs = [mean_interval(random.normal(size=n)) for _ in range(2000)]
     hits = sum(low < 0 < high for _, low, high in runs) / 2000
     assert hits == pytest.approx(0.95, abs=0.015)
@@ -257,7 +208,7 @@ def test_mean_interval_covers_the_mean_as_often_as_it_says(n, random):
 def test_holm_intervals_decide_as_holm_does(random):
     """Against the p-values of scipy, in all orders and sizes; each interval
     has the level at which its claim was judged."""
-    for m in (1, 2, 5, 9):
+    for m in (1, 2, 5):
         values = {
             f"claim {k}": random.normal(size=6) + random.uniform(-3, 3)
             for k in range(m)
@@ -423,17 +374,6 @@ def test_interrupt_before_the_first_setting_is_passed_on(monkeypatch):
         sweep(SETTINGS, n_jobs=1, **OPTIONS)
 
 
-def test_sweep_leaves_its_settings_and_the_threads_alone(serial):
-    settings = [dict(s) for s in SETTINGS[:1]]
-    torch.set_num_threads(2)
-    try:
-        sweep(settings, n_jobs=1, **OPTIONS)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
-    assert settings == SETTINGS[:1]
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_sweep_on_a_dask_cluster_is_the_same(serial):
@@ -461,18 +401,18 @@ def run_all(settings=SETTINGS, **options):
     return sweep(settings, n_jobs=1, **OPTIONS | options)
 
 
-def test_second_sweep_trains_nothing(monkeypatch, folder, serial):
-    first, trained = run_all(results=True)
+def test_second_sweep_trains_only_what_failed(monkeypatch, folder, serial):
+    settings = [*SETTINGS, setting(num_samples=1)]
+    first, trained = run_all(settings, results=True)
     ran = count_runs(monkeypatch)
-    again, remembered = run_all(results=True)
-    assert not ran
+    again, remembered = run_all(settings, results=True)
+    assert ran == [3] and remembered[3] is None
     pd.testing.assert_frame_equal(first, again, check_exact=True)
-    assert_same_table(again, serial[0])
-    for one, other in zip(trained, remembered, strict=True):
-        assert torch.equal(one.valid_losses, other.valid_losses)
+    assert first.kl[:6].tolist() == serial[0].kl.tolist()
+    for one, other in zip(trained[:3], remembered, strict=False):
         assert torch.equal(one.flow.sample(5), other.flow.sample(5))
     run_all(SETTINGS[::-1])  # in another order, the same
-    assert not ran
+    assert ran == [3]
 
 
 @pytest.mark.parametrize("changes, options", [
@@ -496,33 +436,19 @@ def test_without_a_folder_nothing_is_kept(monkeypatch, tmp_path):
 
 
 def test_damaged_entry_is_trained_again_with_a_warning(
-    monkeypatch, folder, serial
+    monkeypatch, folder, serial, caplog
 ):
     run_all()
     entries = sorted(folder.rglob("output.pkl"))
-    assert len(entries) == 3
-    for entry, damage in zip(entries, (b"", b"nonsense", None), strict=True):
-        whole = entry.read_bytes()
-        entry.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    half = entries[2].read_bytes()[:2000]
+    for entry, damage in zip(entries, (b"", b"nonsense", half), strict=True):
+        entry.write_bytes(damage)
     ran = count_runs(monkeypatch)
-    with pytest.warns(UserWarning):
-        table = run_all()
+    assert_same_table(run_all(), serial[0])
     assert ran == [0, 1, 2]
-    assert_same_table(table, serial[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same_table(run_all(), table)
-    assert ran == [0, 1, 2]
-
-
-def test_failed_setting_is_not_remembered(monkeypatch, folder):
-    settings = [setting(num_samples=1), SETTINGS[0]]
-    ran = count_runs(monkeypatch)
-    for _ in range(2):
-        assert run_all(settings).status.isin(["ok"]).tolist() == [
-            False, False, True, True
-        ]  # fmt: skip
-    assert ran == [0, 1, 0]
+    assert caplog.text.count("Exception while loading results") == 3
+    assert_same_table(run_all(), serial[0])  # and kept whole again
+    assert ran == [0, 1, 2] and len(caplog.records) == 3
 
 
 def test_interrupted_sweep_goes_on_where_it_stopped(
@@ -539,34 +465,22 @@ def test_interrupted_sweep_goes_on_where_it_stopped(
 
 @pytest.mark.slow
 def test_two_sweeps_at_once_share_a_folder(monkeypatch, folder, serial):
-    """And a third, by modules with another recipe, trains all anew."""
+    """And modules with another recipe train anew."""
     other = folder.parent / "other"
     other.mkdir()
     for name in ("helpers.py", "training.py", "study.py"):
         source = (ROOT / name).read_text()
-        new = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
-        (other / name).write_text(new)
-    code = f"""
-import study
-ran, original = [], study.run_setting
-study.run_setting = lambda *a: ran.append(a[0]) or original(*a)
-table = study.sweep({SETTINGS!r}, n_jobs=1, **{OPTIONS!r})
-print(ran, "kl", *(f"{{kl:.17g}}" for kl in table.kl))
-"""
-
-    def start(where):
-        return subprocess.Popen(
-            [sys.executable, "-W", "error::UserWarning", "-c", code],
-            cwd=where, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    pair = [start(ROOT), start(ROOT)]
-    outputs = [job.communicate(timeout=120)[0] for job in pair]
-    assert [job.returncode for job in pair] == [0, 0]
-    for output in outputs:
-        kl = [float(word) for word in output.split("kl")[1].split()]
-        np.testing.assert_allclose(kl, serial[0].kl, rtol=1e-6)
+        source = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
+        (other / name).write_text(source)
+    code = "from study import sweep; print(sweep(%r, n_jobs=1, **%r).kl.sum())"
+    command = [sys.executable, "-c", code % (SETTINGS, OPTIONS)]
+    jobs = [
+        subprocess.Popen(command, cwd=at, stdout=subprocess.PIPE, text=True)
+        for at in (ROOT, ROOT, other)
+    ]
+    sums = [float(job.communicate(timeout=200)[0]) for job in jobs]
+    assert sums[:2] == pytest.approx([serial[0].kl.sum()] * 2)
+    assert sums[2] != pytest.approx(sums[0])
     ran = count_runs(monkeypatch)
     assert_same_table(run_all(), serial[0])
     assert not ran
-    assert start(other).communicate(timeout=120)[0].startswith("[0, 1, 2]")

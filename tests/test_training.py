@@ -170,29 +170,6 @@ def test_jitter_draws_from_the_kernel_estimate(members, sharpened, jitter):
         assert own.std() == pytest.approx(drawn.std(), rel=0.5)
 
 
-def test_without_tolerance_the_best_epoch_is_used():
-    options = dict(average=0, learning_rate=0.1, warmup=0, cosine=False)
-    used = {
-        tolerance: quick(small_flow(3, seed=1), data(200), 40,
-                         tolerance=tolerance, **options)
-        for tolerance in (True, False)
-    }  # fmt: skip
-    best = used[False].best_epoch
-    assert torch.equal(used[False].used_epoch, best)
-    assert (used[True].used_epoch > best).any()
-
-
-def test_averaging_returns_and_validates_the_mean_weights():
-    points = data(200)
-    plain, mean = (quick(small_flow(), points, average=a) for a in (0, 0.99))
-    # It only watches: the optimiser's way is the same.
-    assert torch.equal(plain.train_losses, mean.train_losses)
-    assert not torch.equal(plain.valid_losses[1:], mean.valid_losses[1:])
-    start = weights(small_flow())
-    ways = [(weights(r.flow) - start).norm() for r in (plain, mean)]
-    assert ways[1] < 0.9 * ways[0]  # it lags
-
-
 # What it keeps and returns
 
 
@@ -221,7 +198,10 @@ def test_valid_fraction_is_held_out_from_the_end(fraction, count):
 
 
 @pytest.mark.parametrize("members", [None, 3])
-def test_used_epoch_is_the_last_within_a_standard_error(monkeypatch, members):
+@pytest.mark.parametrize("tolerance", [True, False])
+def test_used_epoch_is_the_last_within_a_standard_error(
+    monkeypatch, members, tolerance
+):
     """Recomputed from what every epoch's validation said, point by point.
     A high rate makes losses that go up and down."""
     seen, original = [], CouplingFlow.log_probability
@@ -233,58 +213,47 @@ def test_used_epoch_is_the_last_within_a_standard_error(monkeypatch, members):
         return log_p
 
     monkeypatch.setattr(CouplingFlow, "log_probability", spy)
-    result = quick(small_flow(members, seed=1), data(200), 40, average=0,
-                   learning_rate=0.1, warmup=0, cosine=False)  # fmt: skip
-    log_p = torch.stack(seen)
-    losses = -log_p.mean(-1)
+    result = quick(
+        small_flow(members, seed=1), data(200), 40, average=0, warmup=0,
+        learning_rate=0.1, cosine=False, tolerance=tolerance,
+    )  # fmt: skip
+    losses = torch.stack([-log_p.mean(-1) for log_p in seen])
     assert torch.equal(result.valid_losses, losses)
-    many = torch.as_tensor(result.best_epoch).ndim
-    log_p = log_p if many else log_p[:, None]
-    for i in range(log_p.shape[1]):
-        own = -log_p[:, i].mean(-1)
-        best = int(own.argmin())
-        pick = (lambda v, i=i: v[i].item()) if many else (lambda v: v)
-        assert pick(result.best_epoch) == best
-        assert pick(result.best_valid_loss) == own[best].item()
-        gap = (log_p[best, i] - log_p[best:, i]).numpy()
-        allowed = stats.sem(gap, axis=1)
-        near = (gap.mean(1) <= allowed).nonzero()[0]
-        assert pick(result.used_epoch) == best + near[-1]
-        assert 0 < best < 39 or near[-1] > 0  # there was something to choose
+    points = torch.stack(seen).reshape(40, members or 1, -1)
+    best, used, lowest = (
+        np.atleast_1d(entry) for entry in
+        (result.best_epoch, result.used_epoch, result.best_valid_loss)
+    )  # fmt: skip
+    for i, own in enumerate(losses.reshape(40, -1).T):
+        assert best[i] == own.argmin() and lowest[i] == own.min()
+        gap = (points[best[i], i] - points[best[i] :, i]).numpy()
+        near = (gap.mean(1) <= stats.sem(gap, axis=1)).nonzero()[0]
+        assert used[i] == best[i] + (near[-1] if tolerance else 0)
+    assert (best < 39).any()  # there was something to choose
 
 
-def test_best_epoch_is_the_lowest_held_out_loss():
-    result = quick(small_flow(2), data(), 8)
-    losses = result.valid_losses
-    assert result.best_epoch.tolist() == losses.argmin(0).tolist()
-    assert torch.equal(result.best_valid_loss, losses.amin(0))
-    assert (result.used_epoch >= result.best_epoch).all()
-
-
-def test_result_has_the_shapes_it_says():
-    single, many = quick(small_flow(), data()), quick(small_flow(3), data())
-    assert single.train_losses.shape == single.valid_losses.shape == (4,)
-    assert many.train_losses.shape == many.valid_losses.shape == (4, 3)
-    for name in ("best_epoch", "used_epoch"):
-        assert isinstance(getattr(single, name), int)
-    for name in ("best_valid_loss", "jitter", "seconds"):
-        assert isinstance(getattr(single, name), float)
-    assert single.diverged is False and single.interrupted is False
-    for name in ("best_epoch", "best_valid_loss", "used_epoch", "jitter",
-                 "diverged"):  # fmt: skip
-        assert getattr(many, name).shape == (3,)
-    assert not many.diverged.any() and 0 < many.seconds < 60
-    assert not many.train_losses.requires_grad
+@pytest.mark.parametrize("members, shape", [(None, ()), (3, (3,))])
+def test_result_has_the_shapes_it_says(members, shape):
+    result = quick(small_flow(members), data())
+    for losses in (result.train_losses, result.valid_losses):
+        assert losses.shape == (4, *shape) and not losses.requires_grad
+    kinds = dict(best_epoch=int, used_epoch=int, best_valid_loss=float,
+                 jitter=float, diverged=bool)  # fmt: skip
+    for name, kind in kinds.items():
+        entry = getattr(result, name)
+        assert entry.shape == shape if members else isinstance(entry, kind)
+    assert not torch.as_tensor(result.diverged).any()
+    assert result.interrupted is False
+    assert 0 < result.seconds < 60
 
 
 def test_flow_is_left_as_it_was():
     flow, points = small_flow(2), data()
-    before, held = copy.deepcopy(flow.state_dict()), points.clone()
+    before, held = weights(flow).clone(), points.clone()
     result = quick(flow, points)
-    assert all(torch.equal(v, before[k]) for k, v in flow.state_dict().items())
+    assert torch.equal(weights(flow), before) and torch.equal(points, held)
     assert all(p.grad is None for p in flow.parameters())
-    assert torch.equal(points, held)
-    assert not torch.equal(weights(flow), weights(result.flow))
+    assert not torch.equal(before, weights(result.flow))
     ours = {p.data_ptr() for p in flow.parameters()}
     assert not ours & {p.data_ptr() for p in result.flow.parameters()}
 
@@ -343,7 +312,11 @@ def test_data_may_come_as_a_dataset_points_or_lists():
         [points, points.numpy()], (points, dataset),
         torch.stack([points, points]),
     ):  # fmt: skip
-        assert same(first, quick(flow, other))
+        close = dict(rtol=1e-4, atol=1e-4)  # float32, other strides
+        result = quick(flow, other)
+        torch.testing.assert_close(
+            first.train_losses, result.train_losses, **close
+        )
 
 
 # What it achieves
@@ -359,35 +332,14 @@ def test_trained_flow_is_nearer_the_truth_than_a_gaussian(coupling, d):
     points = ToyDataset(truth, 800).data
     flow = CouplingFlow(4, coupling=coupling, hidden=16, dim=d)
     result = train(flow, points, 60, progress=False)
-    normal = GaussianMixture([points.mean(0).tolist()],
-                             covariances=[points.T.cov().tolist()])  # fmt: skip
+    mean, covariance = points.mean(0).tolist(), points.T.cov().tolist()
+    normal = GaussianMixture([mean], covariances=[covariance])
     start, gauss, trained = (
         kl_divergence(truth, model, 10_000)
         for model in (flow, normal, result.flow)
     )
     assert trained.value < 0.7 * gauss.value < start.value
     assert trained.value > 0
-
-
-@pytest.mark.slow
-def test_default_keeps_the_held_out_loss_sane_where_the_course_blew_up():
-    """The course's recipe reached a held-out loss of 14 nats; the truth's
-    entropy is 2.714, and with 25 held-out points that mean is known to
-    some 0.2, so 1.2 more is far outside."""
-    dataset = ToyDataset("GaussiansGrid", 250)
-    course = train(
-        CouplingFlow(3, bound=None, start="uniform"), dataset, 200,
-        progress=False, **COURSE,
-    )  # fmt: skip
-    default = train(CouplingFlow(3), dataset, 200, progress=False)
-    kl = {
-        name: kl_divergence(dataset.distribution, result.flow, 20_000).value
-        for name, result in (("course", course), ("default", default))
-    }
-    assert default.valid_losses[20:].max() < 3.9
-    assert default.best_valid_loss < 3.5
-    assert 0 < kl["default"] < 0.3
-    assert kl["default"] < kl["course"]
 
 
 @pytest.mark.parametrize("switch", [
@@ -507,19 +459,15 @@ def test_constant_data_is_refused_with_noise_and_trains_without():
 
 
 @pytest.mark.parametrize("members", [None, 2])
-@pytest.mark.parametrize("N", [3, 4, 12, 20])
-def test_fewer_points_than_a_batch_train(N, members):
-    result = quick(small_flow(members), data(N), batch_size=256)
-    assert result.train_losses.isfinite().all()
-    assert result.valid_losses.isfinite().all()
-
-
-def test_one_held_out_point_raises_no_warning():
+@pytest.mark.parametrize("N", [3, 4, 20])
+def test_fewer_points_than_a_batch_train_without_a_warning(N, members):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = quick(small_flow(), data(4))
-    # No standard error is known: only the best will do.
-    assert result.used_epoch == result.best_epoch
+        result = quick(small_flow(members), data(N), batch_size=256)
+    assert result.train_losses.isfinite().all()
+    # Of one held-out point no standard error is known: only the best will do.
+    if N < 20:
+        assert np.array_equal(result.used_epoch, result.best_epoch)
 
 
 def test_held_out_loss_that_is_never_finite_is_an_error():
