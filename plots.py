@@ -303,11 +303,12 @@ def _write(path, data):
 
 def _fewer_colors(png):
     """The same picture to the eye, of 256 colours."""
-    picture = PIL.Image.open(io.BytesIO(png)).convert("RGBA")
+    picture = PIL.Image.open(io.BytesIO(png))
+    dpi, picture = picture.info.get("dpi"), picture.convert("RGBA")
     opaque = picture.getextrema()[3][0] == 255
     picture = picture.convert("RGB") if opaque else picture
     buffer = io.BytesIO()
-    picture.quantize(256, 0 if opaque else 2).save(buffer, "png")
+    picture.quantize(256, 0 if opaque else 2).save(buffer, "png", dpi=dpi)
     return buffer.getvalue()
 
 

@@ -133,7 +133,8 @@ class ReportExporter(Exporter):
         cell = new_markdown_cell(text, attachments={file: {mime: data}})
         if name:
             cell.metadata = {"kind": "figure", "figure": name}
-            cell.metadata["frames"] = about.get("frames", [])
+            frames = [f for f in about.get("frames", ()) if "png" in f]
+            cell.metadata["frames"] = frames
         return cell
 
     def finish(self, work, text):
