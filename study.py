@@ -4,6 +4,7 @@ Every fit is scored against the exact truth, in nats, on fresh points; every
 comparison stands on several seeds, with Student's interval.
 """
 
+import functools
 import hashlib
 import inspect
 import math
@@ -23,6 +24,7 @@ from helpers import (
     SCORING,
     CouplingFlow,
     CouplingLayer,
+    Density,
     Grid,
     ToyDataset,
     check_flag,
@@ -196,19 +198,23 @@ def verdict(claim, interval):
     return f"{claim}: {answer}, {interval}"
 
 
+NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(200)
+
+
 def student_mass(t, degrees):
     """P(|T| < t) for Student's T: with t = sqrt(degrees) tan(angle) the
     integral of cos^(degrees - 1) from 0 to the angle, by quadrature, as a
     share of that to pi / 2."""
-    u, weights = np.polynomial.legendre.leggauss(200)
 
     def integral(angle):
-        return angle * weights @ np.cos(angle * (u + 1) / 2) ** (degrees - 1)
+        cosines = np.cos(angle * (NODES + 1) / 2)
+        return angle * NODE_WEIGHTS @ cosines ** (degrees - 1)
 
     angle = math.atan(t / degrees**0.5)
     return integral(angle) / integral(math.pi / 2)
 
 
+@functools.cache
 def student_t(level, degrees):
     """The t with P(|T| < t) = level, by bisection of the angle."""
     low, high = 0.0, math.pi / 2
@@ -388,6 +394,11 @@ class Memory:
         )  # fmt: skip
 
     def key(self, setting):
+        """Of a density its class and numbers: tensors have no fixed hash."""
+        truth = setting["dist_type"]
+        if isinstance(truth, Density):
+            numbers = {name: np.asarray(v) for name, v in vars(truth).items()}
+            setting = {**setting, "dist_type": (type(truth).__name__, numbers)}
         return joblib.hash((setting, self.about))
 
     def recall(self, settings):
