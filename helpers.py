@@ -2,9 +2,10 @@
 
 Notation
     x        points, shape (n, d); z the same points in the flow's prior
+    S        number of flows in an ensemble, its *members*: (S, n, d)
     H, h     bandwidth matrix, and the number h of H = h I: lengths
     s, t     log-scale and shift of an affine coupling
-    K        number of coupling layers
+    K        number of coupling layers; of an estimate, its kernel
     log_det  log |det| of a map's Jacobian at each point
 
 Conventions
@@ -64,7 +65,7 @@ class Density:
     def density(self, grid):
         """p on a Grid, in the plane: -> (size, size), row i at grid.y[i];
         flattened, it is in the order of grid.points."""
-        points = check_grid(grid).points
+        points = check_grid(grid, self.dim).points
         return grid.image(self.log_probability(points).exp())
 
 
@@ -170,7 +171,7 @@ class Moons(Density):
     sigma > 0. The integral over t is taken by Gauss-Legendre quadrature with
     12.8 / sigma nodes, 128 at the homework's sigma of 0.1. Its relative error
     is below 1e-11 on [-3, 4] x [-3, 3]; at a distance R the integrand is
-    sigma / sqrt(R) wide, so that log p is good to 1e-6 of its size
+    sigma / sqrt(R) wide, so that log p is good to 2e-5 of its size
     everywhere. (Press et al., Numerical Recipes, section 4.6)
     """
 
@@ -471,9 +472,9 @@ def sharpen(samples, h, step=1.0):
     centre = samples.mean(0)
     points, moved = (samples - centre).T, []
     for part in points.split(max(1, 2**17 // len(samples)), dim=1):
-        d2 = squared_distances(part, points).div_(-2 * h**2)
-        moved.append(d2.clamp_(min=-350.0).exp_() @ points.T)
-        moved[-1] /= d2.sum(1, keepdim=True)
+        exponent = squared_distances(part, points).div_(-2 * h**2)
+        weights = exponent.clamp_(min=-350.0).exp_()
+        moved.append(weights @ points.T / weights.sum(1, keepdim=True))
     return samples + step * (torch.cat(moved) + centre - samples)
 
 
@@ -656,21 +657,21 @@ class CouplingFlow(nn.Module):
 
         With S members: (n, d) or (S, n, d) -> (S, n, d), (S, n).
         """
-        z, total = self.check(z, "z"), 0
+        x, total = self.check(z, "z"), 0
         with one_thread():
             for layer in self.layers:
-                z, log_det = layer.forward(z)
+                x, log_det = layer.forward(x)
                 total = total + log_det
-        return z, total
+        return x, total
 
     def inverse(self, x):
         """z = f^-1(x) and log |det dz/dx|, with shapes as in forward."""
-        x, total = self.check(x, "x"), 0
+        z, total = self.check(x, "x"), 0
         with one_thread():
             for layer in reversed(self.layers):
-                x, log_det = layer.inverse(x)
+                z, log_det = layer.inverse(z)
                 total = total + log_det
-        return x, total
+        return z, total
 
     def log_probability(self, x):
         """log N(f^-1(x); 0, I) + log |det dz/dx| in nats: (n, d) -> (n,),
@@ -681,7 +682,7 @@ class CouplingFlow(nn.Module):
     @torch.no_grad()
     def density(self, grid):
         """p on a Grid, in the plane: -> (size, size), or (S, size, size)."""
-        points = check_grid(grid).points
+        points = check_grid(grid, self.dim).points
         return grid.image(self.log_probability(points).exp())
 
     def sample(self, n, seed=0):
@@ -722,7 +723,9 @@ class CouplingFlow(nn.Module):
 
 class SplineCoupling(nn.Module):
     """A monotone spline of `bins` rational-quadratic pieces on [-interval,
-    interval], and the identity outside, for each coordinate alone.
+    interval], and the identity outside, for each coordinate alone: y is
+    (..., d - j, n), condition the network's (..., 1, outputs (d - j), n).
+    Within a piece u is the share of its width, part that of its height.
 
     The network gives the pieces' widths and heights (a softmax) and the
     slopes at the inner knots; the slope at both ends is 1. Every width and
@@ -827,8 +830,9 @@ def random_generator(seed, stream=0):
 
 
 def random_generators(seed, members, stream):
-    """One a member: member i of seed s draws what seed s + i draws alone."""
-    if isinstance(seed, list):  # they exist already
+    """One a member: member i of seed s draws what seed s + i draws alone.
+    seed: an int, a torch.Generator, or a list of them, one a member."""
+    if isinstance(seed, list) and isinstance(seed[0], torch.Generator):
         return seed
     if isinstance(seed, torch.Generator):
         seeds = torch.randint(2**31, (members,), generator=seed).tolist()
@@ -997,9 +1001,11 @@ def check_limits(limits, name):
     return low, high
 
 
-def check_grid(grid):
+def check_grid(grid, dim=2):
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a Grid, got {grid!r}")
+    if dim != 2:
+        raise ValueError(f"grid is of the plane, the density has dim {dim}")
     return grid
 
 
@@ -1009,7 +1015,9 @@ def check_mask(mask):
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"mask must be a list, got {mask!r}")
     values = list(values)
-    if set(values) != {0, 1} or sorted(values) not in (values, values[::-1]):
+    zeros_and_ones = all(np.ndim(v) == 0 and v in (0, 1) for v in values)
+    ordered = zeros_and_ones and sorted(values) in (values, values[::-1])
+    if not ordered or len({*values}) < 2:
         raise ValueError(
             "mask must hold ones and zeros, the ones first or last, such as "
             f"[1, 0], got {mask!r}"

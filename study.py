@@ -173,7 +173,7 @@ def holm_intervals(comparisons, level=0.95):
         values = np.asarray(comparisons[claim], dtype=float)
         n = len(values)
         error = values.std(ddof=1) / n**0.5 if n > 1 else math.inf
-        t = abs(mean) / error if error > 0 else math.inf * (mean != 0 or 0)
+        t = abs(mean) / error if error > 0 else math.inf if mean else 0.0
         alpha[claim] = 1 - student_mass(t, n - 1) if n > 1 else 1.0
     intervals, allowed, failed = {}, 1 - level, False
     for k, claim in enumerate(sorted(alpha, key=alpha.get)):
@@ -242,10 +242,11 @@ def sweep(
     the recipe's). seeds: how many, 0, 1, ...; each has its own data, weights
     and noise. Columns: setting (its place in the list), the settings, seed,
     kl and kl_se (nats, on as many fresh points of the truth, the same for
-    all), valid_loss (nats), best_epoch, parameters, seconds (CPU, one
-    member's share), and status: "ok", or what went wrong, so that a failed
-    run does not lose the others. results=True: -> (table, list of
-    TrainingResults, None for a failure).
+    all) of the weights that are used, valid_loss (nats) and best_epoch of the
+    lowest held-out loss, parameters, seconds (CPU, one member's share), and
+    status: "ok", or what went wrong, so that a failed run does not lose the
+    others. results=True: -> (table, list of TrainingResults, one a setting,
+    None for a failure).
 
     The settings run in n_jobs processes (-1: one a core), or wherever
     joblib.parallel_config sends them, such as a Dask cluster. Each is kept
@@ -291,7 +292,9 @@ def as_table(done, results):
     """{place: (rows, result)} as what sweep returns."""
     rows = [{"setting": k, **row} for k in sorted(done) for row in done[k][0]]
     table = pd.DataFrame(rows)
-    return (table, [done[k][1] for k in sorted(done)]) if results else table
+    nothing = (None, None)
+    trained = [done.get(k, nothing)[1] for k in range(max(done) + 1)]
+    return (table, trained) if results else table
 
 
 def run_setting(place, setting, seeds, points):

@@ -49,8 +49,9 @@ class Recipe:
         validated and returned. 0: none. (Izmailov et al. 2018)
     tolerance: return the last epoch whose held-out loss is within a standard
         error of the best one's: among losses that a small held-out set
-        cannot tell apart, the most trained. False: the best one.
-        (Breiman et al. 1984, section 3.4)
+        cannot tell apart, the most trained, since the rate has fallen
+        furthest there. False: the best one. (The rule of one standard error
+        is that of Breiman et al. 1984, section 3.4, who take the simplest.)
     valid_fraction: share of the points, from the end, that is held out.
     """
 
@@ -119,8 +120,9 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     list of S of one size. recipe: what differs from Recipe's defaults.
     Member i of seed s is trained as a single flow of seed s + i would be.
     A KeyboardInterrupt after the first epoch returns what was reached. A
-    member whose loss stops being finite is left out with a warning;
-    RuntimeError if none remains. ValueError, TypeError for bad arguments.
+    member whose loss stops being finite keeps its last choice and is marked
+    in .diverged, with a warning; RuntimeError if none remains. ValueError,
+    TypeError for bad arguments.
 
     >>> moons = ToyDataset("Moons", 500, seed=0)
     >>> result = train(CouplingFlow(2), moons, epochs=3, progress=False)
@@ -155,14 +157,15 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
 
 
 class Descent:
-    """A copy of the flow whose weights are views of one vector, so that a
-    step of Adam is one kernel: `flat` (all weights,), `steps` to come."""
+    """A copy of the flow whose weights are views of one vector, `flat`, so
+    that a step of Adam is one operation. steps: in all; done: so far."""
 
     def __init__(self, flow, recipe, steps):
-        self.flow, self.recipe, self.steps = copy.deepcopy(flow), recipe, steps
-        self.weights, self.flat, self.done = *as_one(self.flow), 0
-        betas = 0.9, recipe.beta2
-        self.adam = torch.optim.Adam([self.flat], 1.0, betas, fused=True)
+        self.flow, self.recipe = copy.deepcopy(flow), recipe
+        self.steps, self.done = steps, 0
+        self.weights, self.flat = as_one(self.flow)
+        rate, betas = recipe.learning_rate, (0.9, recipe.beta2)
+        self.adam = torch.optim.Adam([self.flat], rate, betas, fused=True)
 
     def step(self, batch):
         """One step on points (..., m, d): -> their loss before it, () or
@@ -253,12 +256,12 @@ class Choice(NamedTuple):
         if interrupted:
             warnings.warn(
                 f"interrupted: returning the best of {len(self.losses)} "
-                "epochs", stacklevel=3,
+                "epochs", stacklevel=4,
             )  # fmt: skip
         if not alive.all():
             lost = (~alive).nonzero().flatten().tolist()
             warnings.warn(
-                f"members {lost} diverged, left out", stacklevel=3
+                f"members {lost} diverged, left out", stacklevel=4
             )  # fmt: skip
         trained = copy.deepcopy(flow)
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
@@ -279,9 +282,10 @@ class TrainingResult:
     """What train returns; with S members the entries are tensors (S,).
 
     flow: the flow to use, with the weights of used_epoch. train_losses,
-    valid_losses: (epochs[, S]), mean -log p in nats a point, on the noisy
-    training points and the clean held-out ones. best_epoch: where, counted
-    from 0, valid_losses is lowest, and best_valid_loss its value there.
+    valid_losses: (epochs[, S]), mean -log p in nats a point: of the weights
+    on their way, over an epoch's noisy training points, and of the averaged
+    weights at its end, on the clean held-out ones; so not to be
+    compared. best_epoch: where, counted from 0, valid_losses is lowest, and best_valid_loss its value there.
     used_epoch: the last one no worse than that by more than one standard
     error of the difference, point by point.
     jitter: standard deviation of the noise, in the data's unit. diverged:
@@ -326,12 +330,12 @@ def as_one(flow):
 
 
 def no_worse(log_p, best):
-    """Whether the mean of log_p, (..., n), is below that of best by less
+    """Whether the mean of log_p, (..., n), is below that of best by no more
     than a standard error of their difference; False for a single point."""
-    loss = best - log_p
-    if loss.shape[-1] == 1:
-        return torch.zeros_like(loss[..., 0], dtype=torch.bool)
-    return loss.mean(-1) <= loss.std(-1) / loss.shape[-1] ** 0.5
+    deficit, n = best - log_p, log_p.shape[-1]
+    if n == 1:
+        return torch.zeros_like(deficit[..., 0], dtype=torch.bool)
+    return deficit.mean(-1) <= deficit.std(-1) / n**0.5
 
 
 def as_wide(value, parameter):
@@ -358,7 +362,8 @@ def training_points(flow, data):
     """What train takes as data, as the flow's (n, d) or (S, n, d)."""
     many = isinstance(data, (list, tuple)) and data and flow.members
     if many and isinstance(data[0], (ToyDataset, torch.Tensor, np.ndarray)):
-        parts = [flow.check(getattr(d, "data", d), "data") for d in data]
+        sets = [d.data if isinstance(d, ToyDataset) else d for d in data]
+        parts = [flow.check(points, "data") for points in sets]
         sizes = {part.shape for part in parts}
         if len(parts) != flow.members or len(sizes) > 1:
             raise ValueError(

@@ -1,7 +1,6 @@
 """Laws of the scores, the interval, the verdict and the sweep."""
 
 import doctest
-import functools
 import math
 import subprocess
 import sys
@@ -43,15 +42,6 @@ from study import (
     verdict,
 )
 from training import TrainingResult, train
-
-
-@pytest.fixture(autouse=True)
-def nodes_once(monkeypatch):
-    """The quadrature's nodes, which cost 20 ms, for all intervals here."""
-    legendre = np.polynomial.legendre
-    monkeypatch.setattr(
-        legendre, "leggauss", functools.cache(legendre.leggauss)
-    )
 
 
 @pytest.mark.parametrize("module", [helpers, training, study])
@@ -194,12 +184,9 @@ def test_mean_interval_of_constant_and_of_single_values():
 
 
 @pytest.mark.parametrize("n", [4, 8])
-def test_mean_interval_covers_the_mean_as_often_as_it_says(
-    monkeypatch, n, random
-):
+def test_mean_interval_covers_the_mean_as_often_as_it_says(n, random):
     """Of 2000 intervals, known to 0.5 per cent; a bootstrap's percentiles
     would cover it in 78 and 89 per cent."""
-    monkeypatch.setattr(study, "student_t", functools.cache(student_t))
     runs = [mean_interval(random.normal(size=n)) for _ in range(2000)]
     hits = sum(low < 0 < high for _, low, high in runs) / 2000
     assert hits == pytest.approx(0.95, abs=0.015)
