@@ -284,8 +284,9 @@ class TrainingResult:
     flow: the flow to use, with the weights of used_epoch. train_losses,
     valid_losses: (epochs[, S]), mean -log p in nats a point: of the weights
     on their way, over an epoch's noisy training points, and of the averaged
-    weights at its end, on the clean held-out ones; so not to be
-    compared. best_epoch: where, counted from 0, valid_losses is lowest, and best_valid_loss its value there.
+    weights at its end, on the clean held-out ones; so not to be compared.
+    best_epoch: where, counted from 0, valid_losses is lowest, and
+    best_valid_loss its value there.
     used_epoch: the last one no worse than that by more than one standard
     error of the difference, point by point.
     jitter: standard deviation of the noise, in the data's unit. diverged:
