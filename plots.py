@@ -339,8 +339,9 @@ def save_figure(fig, name, caption="", frames=()):
     """Show a figure with its caption, and keep it as figures/<name>.svg.
 
     frames: [(figure, word, ...), ...] become a slider in the HTML report, of
-    which fig is the still; the words are their label. The folder is $FIGURES, where that is set. The
-    output's metadata are for the report; its digest says that the vector
+    which fig is the still; the words are their label. The folder is
+    $FIGURES, where that is set. The output's metadata are for the report;
+    its digest says that the vector
     copy is of this run.
     """
     here = Path(__file__).parent / "figures"

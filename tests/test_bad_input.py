@@ -125,7 +125,7 @@ ARGUMENTS = [
           (DEEP, POINTS, r"\(n, 3\)"))],
     *each(TRUTH.density, "grid", None), *each(KDE.density, "grid", 100),
     *each(FLOW.density, "grid", "grid"),
-    (lambda: SOLID.density(UNIT), "x", r"\(n, 3\)"),
+    (lambda: SOLID.density(UNIT), "grid", "dim 3"),
     *each(lambda v: Grid((0, 1), v), "ylim", (1, 0)),
     *each(lambda n: Grid((0, 1), (0, 1), n), "size", 0),
     (lambda: Grid.around(WIDE), "samples", r"\(20, 3\)"),
