@@ -341,8 +341,7 @@ def save_figure(fig, name, caption="", frames=()):
     frames: [(figure, word, ...), ...] become a slider in the HTML report, of
     which fig is the still; the words are their label. The folder is
     $FIGURES, where that is set. The output's metadata are for the report;
-    its digest says that the vector
-    copy is of this run.
+    its digest says that the vector copy is of this run.
     """
     here = Path(__file__).parent / "figures"
     svg = _svg(fig)

@@ -23,7 +23,7 @@ from report import HERE, Refused, ReportExporter, ReportHTMLExporter
 
 NAMES = ["01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
          "04_depth_size_complexity.ipynb"]  # fmt: skip
-TITLE = "Density estimation in two dimensions"
+TITLE = "Density estimation: kernels and normalizing flows"
 SUBTITLE = "Kernels and normalizing flows, scored against the truth"
 
 
