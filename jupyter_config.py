@@ -7,23 +7,23 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ABOUT = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
-def quiet(notebook, resources):
-    """After a run: no progress bars, no warnings."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [
-                out for out in cell.outputs
+def quiet(notebook, resources=None):
+    """A notebook without progress bars, warnings and live widgets."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"] = [
+                out for out in cell["outputs"]
                 if out.get("name") != "stderr"
                 and not any("widget" in mime for mime in out.get("data", ()))
             ]  # fmt: skip
-    notebook.metadata = ABOUT
+    notebook["metadata"] = ABOUT
     return notebook, resources
 
 
 def save(model, **_):
-    """Jupyter would add the version of Python to what it saves."""
+    """Jupyter would keep them, and the version of Python."""
     if model["type"] == "notebook":
-        model["content"]["metadata"] = ABOUT
+        quiet(model["content"])
 
 
 c = get_config()  # noqa: F821
