@@ -237,22 +237,17 @@ def sweep(
 ):  # fmt: skip
     """Train an ensemble for every setting: -> DataFrame, a row a run.
 
-    settings: a list of dicts with arguments of ToyDataset (dist_type, a name
-    or a density, ...), CouplingFlow (num_layers, ...) and train (epochs and
-    the recipe's). seeds: how many, 0, 1, ...; each has its own data, weights
-    and noise. Columns: setting (its place in the list), the settings, seed,
-    kl and kl_se (nats, on as many fresh points of the truth, the same for
-    all) of the weights that are used, valid_loss (nats) and best_epoch of the
-    lowest held-out loss, parameters, seconds (CPU, one member's share), and
-    status: "ok", or what went wrong, so that a failed run does not lose the
-    others. results=True: -> (table, list of TrainingResults, one a setting,
-    None for a failure).
-
-    The settings run in n_jobs processes (-1: one a core), or wherever
-    joblib.parallel_config sends them, such as a Dask cluster. Each is kept
-    in the folder runs/, or $RUNS, as soon as it is ready, and read from
-    there the next time; with RUNS empty nothing is kept. A KeyboardInterrupt
-    returns the settings that were ready.
+    settings: dicts with arguments of ToyDataset (dist_type may be a density),
+    CouplingFlow and train. seeds: how many, 0, 1, ...; each has its own data,
+    weights and noise. Columns: setting (its place), the settings, seed, kl
+    and kl_se (nats, of the weights used, on as many fresh points), valid_loss
+    (nats) and best_epoch of the lowest held-out loss, parameters, seconds
+    (CPU, one member's share), status: "ok", or what went wrong. results=True:
+    -> (table, a TrainingResult a setting, None for a failure).
+    The settings run in n_jobs processes (-1: one a core), or where
+    joblib.parallel_config sends them, and are kept in runs/, or $RUNS, as
+    soon as they are ready; with RUNS empty nothing is. A KeyboardInterrupt
+    returns those that were ready.
 
     >>> setting = {"dist_type": "Moons", "num_layers": 1, "epochs": 2}
     >>> table = sweep([setting], seeds=2, points=100, progress=False)
