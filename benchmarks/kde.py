@@ -1,12 +1,10 @@
 """Kernel estimates of five Gaussians on a grid of 100 x 100 points."""
 
-import contextlib
-import json
 import math
-import os
-import resource
-import subprocess
-import sys
+import re
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -86,152 +84,79 @@ def error(values, reference):
     return np.abs(values.ravel() - reference).max() / reference.max()
 
 
-def on_the_grid(n, repeats, log):
+def on_the_grid(n, repeats):
     samples = TRUTH.sample(n, 0)
     grid = Grid.around(samples)
     rows = []
     for h in WIDTHS:
-        log(f"KDE, h = {h}")
         reference = direct(samples, grid.points, h)
-
-        def contender(run, h=h):
-            return lambda: cpu_seconds(lambda: run(samples, grid, h))
-
-        seconds = rounds(
-            {name: contender(run) for name, run in LIBRARIES.items()}, repeats
-        )
-        for name, run in LIBRARIES.items():
-            wrong = error(run(samples, grid, h), reference)
-            rows.append({
+        contenders = {
+            name: partial(run, samples, grid, h)
+            for name, run in LIBRARIES.items()
+        }
+        seconds = rounds(contenders, repeats)
+        rows += [
+            {
                 "h": h,
                 "estimate": name,
-                "CPU ms": spread(seconds[name], 1e3),
-                "÷ ours": "1"
-                if name == OURS
+                "CPU ms": spread(1e3 * seconds[name]),
+                "÷ ours": "1" if name == OURS
                 else spread(seconds[name] / seconds[OURS]),
-                "largest error ÷ maximum": f"{wrong:.0e}",
-            })  # fmt: skip
+                "largest error ÷ maximum": f"{error(run(), reference):.0e}",
+            }
+            for name, run in contenders.items()
+        ]  # fmt: skip
     return markdown(rows)
 
 
-def _peak():
-    """Most memory so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss also counts what the parent had
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _scattered(name, samples, points):
+def at_points(name, samples, points):
     if name == OURS:
         return GaussianKDE(samples, FULL).log_probability(points).exp()
     return ScipyKDE(samples.numpy(), FULL)(points.numpy().T)
 
 
-def _job(name, n, scattered):
-    """CPU seconds, and bytes above those held before the first call."""
-    torch.set_num_threads(1)
+def peak():
+    """Most memory of this process so far, in MiB; Linux alone tells."""
+    status = Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    return int(re.search(r"VmHWM:\s+(\d+)|$", text)[1] or 0) / 1024
+
+
+def large(n):
+    """CPU seconds of n samples on a grid, and the MiB that they needed."""
     samples = TRUTH.sample(n, 0)
-    points, grid = TRUTH.sample(N, 1), Grid.around(samples)
-
-    def run(samples):
-        if scattered:
-            return _scattered(name, samples, points)
-        return LIBRARIES[name](samples, grid, 0.5)
-
-    run(samples[:100])
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # forget the old peak
-    before = _peak()
-    seconds = cpu_seconds(lambda: run(samples))
-    return {"seconds": seconds, "bytes": _peak() - before}
+    grid = Grid.around(samples)
+    ours(samples[:100], grid, 0.5)
+    before = peak()
+    seconds = cpu_seconds(lambda: ours(samples, grid, 0.5))
+    return seconds, peak() - before
 
 
-def job(name, n, scattered=False):
-    """_job in a process of its own, whose peak nothing else can raise."""
-    threads = dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
-    )
-    path = os.pathsep.join(filter(None, sys.path))
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps([name, n, scattered])],
-        env={**os.environ, **threads, "PYTHONPATH": path},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
-
-
-def memory(n_large, n_small, quick, log):
-    """What takes long or much, once each, in a process of its own."""
-    scattered = f"{N} scattered points, full H"
-    rows = []
-    for task, name, n in (
-        ("grid, h = 0.5", OURS, n_large),
-        (scattered, OURS, n_small),
-        (scattered, "scipy gaussian_kde", n_small),
-    )[: 1 if quick else None]:
-        log(f"memory, {task}, N = {n}, {name}")
-        cost = job(name, n, task == scattered)
-        rows.append({
-            "task": task, "N": n, "estimate": name,
-            "CPU s": f"{cost['seconds']:.2f}",
-            "peak MiB": f"{cost['bytes'] / 2**20:.0f}",
-        })  # fmt: skip
-    return markdown(rows)
-
-
-def at_points(n, repeats, log):
-    """Full H at scattered points, against scipy, as a sentence."""
-    log("KDE, full H")
-    samples, points = TRUTH.sample(n, 0), TRUTH.sample(n, 1)
-    reference = direct(samples, points, FULL)
-
-    def contender(name):
-        return lambda: cpu_seconds(lambda: _scattered(name, samples, points))
-
-    names = OURS, "scipy gaussian_kde"
-    seconds = rounds({name: contender(name) for name in names}, repeats)
-    wrong = [
-        error(np.asarray(_scattered(name, samples, points)), reference)
-        for name in names
-    ]
-    ratio = seconds[names[1]] / seconds[OURS]
-    return (
-        f"A full H at {n} scattered points, N = {n}: {OURS} "
-        f"{spread(seconds[OURS])} s, scipy {spread(seconds[names[1]])} s, "
-        f"{spread(ratio)} times as much; errors {wrong[0]:.0e} and "
-        f"{wrong[1]:.0e}."
-    )
-
-
-def bandwidth(n, log):
-    log(f"select_bandwidth, N = {n}")
-    samples = TRUTH.sample(n, 0)
-    seconds = cpu_seconds(lambda: select_bandwidth(samples))
-    return (
-        f"`select_bandwidth` at N = {n}, 16 candidates: {seconds:.1f} CPU s, "
-        f"{seconds / (16 * n * n) * 1e9:.1f} ns a pair and candidate."
-    )
-
-
-def report(quick, log):
+def report(quick):
     """The section on kernels, in Markdown."""
     n, repeats = (1000, 1) if quick else (N, REPEATS)
-    large = 10_000 if quick else 1_000_000
-    return "\n\n".join([
-        f"## Kernel estimates\n\nN = {n} samples of five Gaussians, from "
-        "the samples to the density on 100 × 100 points; the error is "
-        "measured against the direct sum in float64.",
-        on_the_grid(n, repeats, log),
-        "Memory above what was held before, in a process of its own:",
-        memory(large, n, quick, log),
-        at_points(n, repeats, log),
-        bandwidth(n, log),
-    ])  # fmt: skip
+    many = 10_000 if quick else 1_000_000
+    samples, points = TRUTH.sample(n, 0), TRUTH.sample(n, 1)
+    names = OURS, "scipy gaussian_kde"
+    full = rounds(
+        {k: partial(at_points, k, samples, points) for k in names}, repeats
+    )
+    reference = direct(samples, points, FULL)
+    wrong = [error(np.asarray(at_points(k, samples, points)), reference)
+             for k in names]  # fmt: skip
+    ladder = cpu_seconds(lambda: select_bandwidth(samples))
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        seconds, mib = fresh.submit(large, many).result()
+    return f"""## Kernel estimates
 
+N = {n} samples of five Gaussians, from the samples to the density on 100 × 100
+points; the error is measured against the direct sum in float64.
 
-if __name__ == "__main__":
-    print(json.dumps(_job(*json.loads(sys.argv[1]))))
+{on_the_grid(n, repeats)}
+
+A full H at {n} scattered points: {OURS} {spread(full[OURS])} CPU s, scipy
+{spread(full[names[1]])}, {spread(full[names[1]] / full[OURS])} times as much;
+errors {wrong[0]:.0e} and {wrong[1]:.0e}. N = {many} on the grid, in a process
+of its own: {seconds:.2f} CPU s and {mib:.0f} MiB above the samples.
+`select_bandwidth` with 16 candidates: {ladder:.2f} CPU s, \
+{ladder / (16 * n * n) * 1e9:.1f} ns a pair and candidate."""
