@@ -12,7 +12,6 @@ import inspect
 import io
 import os
 import re
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -291,16 +290,6 @@ def plot_graph(ax, inverse=False):
     ax.set_title(name)
 
 
-def _write(path, data):
-    """Beside it and renamed, so that no reader meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=path.suffix)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-
-
 def _fewer_colors(png):
     """The same picture to the eye, of 256 colours."""
     picture = PIL.Image.open(io.BytesIO(png))
@@ -344,8 +333,9 @@ def save_figure(fig, name, caption="", frames=()):
     its digest says that the vector copy is of this run.
     """
     here = Path(__file__).parent / "figures"
-    svg = _svg(fig)
-    _write(Path(os.environ.get("FIGURES", here)) / f"{name}.svg", svg)
+    folder, svg = Path(os.environ.get("FIGURES", here)), _svg(fig)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.svg").write_bytes(svg)
     about = {"figure": name, "caption": caption}
     about["svg"] = hashlib.sha256(svg).hexdigest()[:16]
     if frames:

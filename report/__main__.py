@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import joblib
 import nbformat
 import papermill
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -65,12 +66,13 @@ def choose(options, paths):
     return values
 
 
-def execute(path, values, work):
+def execute(path, values, work, row):
     """A notebook as a run of a copy in work leaves it."""
     try:
         return papermill.execute_notebook(
             path, work / path.name, values, cwd=path.parent,
             kernel_name="python3", language="python",
+            progress_bar={"desc": path.name, "position": row},
         )  # fmt: skip
     except (papermill.PapermillExecutionError, RuntimeError) as error:
         raise Refused(f"{path.name} failed: {error}") from None
@@ -116,7 +118,9 @@ def bind(options, work):
     if options.execute or options.p:
         os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
         values = choose(options.p, paths)
-        done = [execute(path, values[path], work) for path in paths]
+        jobs = [joblib.delayed(execute)(path, values[path], work, row)
+                for row, path in enumerate(paths)]  # fmt: skip
+        done = joblib.Parallel(2)(jobs[::-1])[::-1]  # the longest first
     else:
         done = [nbformat.read(path, as_version=4) for path in paths]
     report = merge(dict(zip(NAMES, done, strict=True)))

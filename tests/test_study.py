@@ -298,11 +298,6 @@ def test_sweep_runs_what_a_hand_would_run(serial):
     assert table.kl[table.setting == 2].tolist() == pytest.approx(again)
 
 
-@pytest.mark.slow
-def test_sweep_in_two_processes_is_the_same(serial):
-    assert_same_table(sweep(SETTINGS, n_jobs=2, **OPTIONS), serial[0])
-
-
 def test_failed_setting_is_a_row_and_the_others_survive(serial):
     settings = [SETTINGS[0], setting(num_samples=1), SETTINGS[1],
                 setting(hidden=-3)]  # fmt: skip
