@@ -208,7 +208,17 @@ def on_circle(angle):
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
-DISTRIBUTIONS = ("Circles", "Moons", "GaussiansGrid", "GaussiansRot")
+DISTRIBUTIONS = {  # name: density, of which the last takes num_gaussians k
+    "Circles": lambda k: Circles(),
+    "Moons": lambda k: Moons(),
+    "GaussiansGrid": lambda k: GaussianMixture(
+        [(0, 0), (0, 2), (2, 0), (2, 2)], sigma=0.5
+    ),
+    "GaussiansRot": lambda k: GaussianMixture(
+        2.5 * on_circle(2 * math.pi * torch.arange(k).double() / k),
+        sigma=math.sqrt(0.1),
+    ),
+}
 
 
 def toy_distribution(name, num_gaussians=5):
@@ -219,15 +229,7 @@ def toy_distribution(name, num_gaussians=5):
     ValueError for an unknown name, which lists the known ones.
     """
     check_choice(name, "dist_type", DISTRIBUTIONS)
-    k = check_integer(num_gaussians, "num_gaussians")
-    if name == "Circles":
-        return Circles()
-    if name == "Moons":
-        return Moons()
-    if name == "GaussiansGrid":
-        return GaussianMixture([(0, 0), (0, 2), (2, 0), (2, 2)], 0.5)
-    angles = 2 * math.pi * torch.arange(k, dtype=torch.float64) / k
-    return GaussianMixture(2.5 * on_circle(angles), math.sqrt(0.1))
+    return DISTRIBUTIONS[name](check_integer(num_gaussians, "num_gaussians"))
 
 
 class ToyDataset(torch.utils.data.Dataset):
@@ -489,8 +491,8 @@ class CouplingLayer(nn.Module):
     with two networks s and t, j -> hidden -> hidden -> d - j; or "spline",
     where each coordinate of x2 is a monotone spline of that of z2, shaped by
     one network. members: None, or the number S of independent layers in one.
-    seed: as that of a flow. start: "spread" or "uniform", see draw. options:
-    bound of AffineCoupling; bins, interval of SplineCoupling.
+    seed: as that of a flow. start: "spread" or "uniform", as reset_parameters
+    says. options: bound of AffineCoupling; bins, interval of SplineCoupling.
     (Dinh et al. 2017, section 3; Durkan et al. 2019, section 3)
     """
 
@@ -511,7 +513,8 @@ class CouplingLayer(nn.Module):
             Linear(lead, width, self.coupling.outputs * rest),
         )  # fmt: skip
         check_choice(start, "start", ("spread", "uniform"))
-        self.draw(random_generators(seed, members or 1, WEIGHTS), start)
+        generators = random_generators(seed, members or 1, WEIGHTS)
+        self.reset_parameters(generators, start)
 
     def forward(self, z):
         """x and log |det dx/dz|: (..., n, d) -> (..., n, d), (..., n)."""
@@ -554,7 +557,7 @@ class CouplingLayer(nn.Module):
         return torch.cat((x1, x2) if self.mask[0] else (x2, x1), -2).mT
 
     @torch.no_grad()
-    def draw(self, generators, start):
+    def reset_parameters(self, generators, start):
         """Initial weights, each member's from its own generator.
 
         "uniform": within 1 / sqrt(inputs), as torch does. "spread" changes

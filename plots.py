@@ -362,8 +362,9 @@ def say(text):
 
 
 def show_source(*objects):
-    """Code from the modules as it stands there, without its docstring; a
-    method under the name of its class."""
+    """Code from the modules as it stands there, without its docstrings;
+    methods under the name of their class."""
+    shown, last = [], None
     for thing in objects:
         source = textwrap.dedent(inspect.getsource(thing))
         doc = ast.get_docstring(ast.parse(source).body[0], clean=False)
@@ -373,5 +374,9 @@ def show_source(*objects):
             )
         owner, _, _ = thing.__qualname__.rpartition(".")
         if owner:
-            source = f"class {owner}:\n" + textwrap.indent(source, "    ")
-        say(f"```python\n{source.rstrip()}\n```")
+            source = textwrap.indent(source, "    ")
+        if owner and owner != last:
+            source = f"class {owner}:\n{source}"
+        shown.append(source.rstrip())
+        last = owner
+    say("```python\n" + "\n\n".join(shown) + "\n```")

@@ -66,7 +66,9 @@ local function link(el)
   local book, anchor = el.target:match "^([^#]*)#?(.*)$"
   book = book == "" and notebook or book:gsub("^%./", "")
   local found = places[place(book, anchor)]
-  if found then return pandoc.Link(found.text or el.content, "#" .. found.id) end
+  if found and found.text then  -- a figure: its number after the words
+    return el.content .. {" (", pandoc.Link(found.text, "#" .. found.id), ")"}
+  elseif found then return pandoc.Link(el.content, "#" .. found.id) end
   if meta.title and book:match "%.ipynb$" then
     refuse("a link that leads to no place", el.target)
   end

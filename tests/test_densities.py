@@ -24,6 +24,7 @@ from helpers import (
     ToyDataset,
     toy_distribution,
 )
+from study import entropy
 
 GRID_MEANS = [(0, 0), (0, 2), (2, 0), (2, 2)]
 DENSITIES = {
@@ -95,6 +96,17 @@ def test_rotated_gaussians_lie_at_equal_angles():
     corners = [(2.5, 0), (0, 2.5), (-2.5, 0), (0, -2.5)]
     np.testing.assert_allclose(means, corners, atol=1e-15)
     assert toy_distribution("GaussiansRot").sigma ** 2 == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("density, nats", [
+    (Circles(), 1.175), (Moons(), 1.008), (Spiral(), 4.085),
+    (toy_distribution("GaussiansGrid"), 2.717),
+    *((toy_distribution("GaussiansRot", k), nats)
+      for k, nats in ((3, 1.634), (5, 2.145), (7, 2.479))),
+])  # fmt: skip
+def test_entropy_is_that_of_the_homeworks_parameters(density, nats):
+    value, error = entropy(density, 40_000)
+    assert abs(value - nats) < 5 * error + 0.001
 
 
 def arc_by_quadrature(x, y, sigma):
