@@ -208,7 +208,7 @@ def on_circle(angle):
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
-DISTRIBUTIONS = {  # name: density, of which the last takes num_gaussians k
+DISTRIBUTIONS = {  # name: the density with k = num_gaussians
     "Circles": lambda k: Circles(),
     "Moons": lambda k: Moons(),
     "GaussiansGrid": lambda k: GaussianMixture(
@@ -822,6 +822,9 @@ def pick(values, index):
     return values.gather(-1, index).squeeze(-1)
 
 
+# A coupling has `networks` networks of `outputs` outputs a coordinate, and a
+# forward and an inverse: columns y (..., d - j, n), and the networks' outputs
+# (..., networks, outputs (d - j), n) -> those columns moved, and log-slopes.
 COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
 
 

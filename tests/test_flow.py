@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers import (
+    COUPLINGS,
     AffineCoupling,
     CouplingFlow,
     CouplingLayer,
@@ -28,7 +29,7 @@ from helpers import (
     SplineCoupling,
 )
 
-both_couplings = pytest.mark.parametrize("coupling", ["affine", "spline"])
+each_coupling = pytest.mark.parametrize("coupling", COUPLINGS)
 FAMILIES = [
     ("affine", {}), ("affine", {"bound": 0.5}), ("affine", {"bound": None}),
     ("spline", {}), ("spline", {"bins": 2, "interval": 2.0}),
@@ -146,7 +147,7 @@ def test_log_determinant_is_that_of_the_jacobian(case, inverse):
     assert (J - torch.eye(J.shape[-1])).abs().max() > 1e-3  # no identity
 
 
-@both_couplings
+@each_coupling
 @pytest.mark.parametrize("members", [None, 3])
 @pytest.mark.parametrize("mask", [
     [1, 0], torch.tensor([0, 1]), (1, 0, 0), [0, 0, 1], [1, 1, 0, 0, 0],
@@ -205,7 +206,7 @@ def test_density_has_unit_mass_and_its_samples(coupling, options):
     assert goodness_of_fit(-samples, masses, grid) < FALSE_ALARM
 
 
-@both_couplings
+@each_coupling
 @pytest.mark.parametrize("d", [2, 3, 5])
 def test_density_has_unit_mass_in_any_dimension(coupling, d):
     flow = make_flow(3, None, coupling, 5, 0.1, hidden=8, dim=d)
@@ -253,7 +254,7 @@ def test_member_is_a_copy_and_owns_its_weights():
     assert torch.equal(before, flow.log_probability(x))
 
 
-@both_couplings
+@each_coupling
 def test_double_is_the_same_flow_with_more_digits(coupling):
     """And takes points of any kind."""
     flow = make_flow(4, 2, coupling, size=0.1, dtype=torch.float32)
@@ -284,7 +285,7 @@ def test_member_i_of_seed_s_has_the_weights_of_seed_s_plus_i(
     assert not torch.equal(weights[0][0], weights[0][1])  # so each member
 
 
-@both_couplings
+@each_coupling
 def test_flow_starts_near_the_identity(coupling):
     """And with its kinks over the data."""
     flow, z = CouplingFlow(4, coupling=coupling).double(), normal_points(200)
@@ -318,7 +319,7 @@ def test_saved_weights_give_the_same_density(coupling, options, dtype):
     assert torch.equal(other.sample(9), flow.sample(9))
 
 
-@both_couplings
+@each_coupling
 @pytest.mark.parametrize("members", [None, 2])
 @pytest.mark.parametrize("K, d", [(1, 2), (4, 3)])
 def test_path_leads_from_the_prior_to_the_sample(coupling, members, K, d):

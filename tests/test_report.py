@@ -125,7 +125,8 @@ def test_the_report_is_bound_from_four_notebooks(desk):
     assert "3Flows" in summary and "0.25" in summary
     assert "notinit" not in summary and "notinit" in chapter
     assert re.search(r"Task9:\S\.+3", contents)
-    assert "It(Figure3.1)says" in chapter and "Figure3.1.Acaption" in chapter
+    assert "It(Figure3.1)says" in chapter
+    assert "Figure3.1.Acaption" in "".join(chapters)  # it floats
     assert "(3.1)" in chapter and "(3.1)" in words(page)[0]
     outline = str(PdfReader(io.BytesIO(pdf)).outline)
     assert "1 Title" in outline and "Task 9" in outline

@@ -11,6 +11,7 @@ from checks import normal_points
 from scipy import stats
 
 from helpers import (
+    COUPLINGS,
     SCORING,
     TRAINING,
     WEIGHTS,
@@ -101,7 +102,7 @@ def plain_loop(
     return losses, valid_losses
 
 
-@pytest.mark.parametrize("coupling", ["affine", "spline"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("warmup, beta2", [(0, 0.999), (0.4, 0.9)])
 @pytest.mark.parametrize(
     "cosine, average, d", [(False, 0, 2), (True, 0, 3), (True, 0.9, 5)]
@@ -109,7 +110,7 @@ def plain_loop(
 def test_training_is_adam_on_the_mean_negative_log_density(
     coupling, cosine, average, d, warmup, beta2
 ):
-    """Float64 and 20 steps: sums in another order part by below 1e-9."""
+    """Float64 and 20 steps: sums in another order part by below 1e-7."""
     flow = small_flow(coupling=coupling, dim=d).double()
     points = data(110, d=d).double()
     options = dict(PLAIN, cosine=cosine, average=average, warmup=warmup,
@@ -118,8 +119,8 @@ def test_training_is_adam_on_the_mean_negative_log_density(
     losses, valid = plain_loop(
         flow, points, 5, 32, 0.02, cosine, average, warmup, beta2
     )
-    np.testing.assert_allclose(result.train_losses, losses, rtol=1e-9)
-    np.testing.assert_allclose(result.valid_losses, valid, rtol=1e-9)
+    np.testing.assert_allclose(result.train_losses, losses, rtol=1e-7)
+    np.testing.assert_allclose(result.valid_losses, valid, rtol=1e-7)
     assert result.train_losses[-1] < result.train_losses[0] - 0.05
 
 
@@ -316,7 +317,7 @@ def test_data_may_come_as_a_dataset_points_or_lists():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("coupling", ["affine", "spline"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("d", [2, 3])
 def test_trained_flow_is_nearer_the_truth_than_a_gaussian(coupling, d):
     truth = toy_distribution("GaussiansRot", 3)
@@ -411,7 +412,7 @@ def test_all_diverging_names_the_epoch_and_a_remedy(members):
 
 
 @pytest.mark.parametrize("where", ["fitted", "held out"])
-@pytest.mark.parametrize("coupling", ["affine", "spline"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 def test_one_outlier_does_not_hide_the_rest(where, coupling):
     """The rest is fitted better than by the flow at the start, and the
     noise stays within the candidates of the robust rule; the likelihood
@@ -470,7 +471,7 @@ def test_data_weights_noise_and_scores_share_no_random_numbers():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("coupling", ["affine", "spline"])
+@pytest.mark.parametrize("coupling", COUPLINGS)
 def test_everything_works_on_a_gpu(coupling):
     flow = small_flow(2, coupling=coupling).to("cuda")
     truth = toy_distribution("GaussiansRot", 3)
