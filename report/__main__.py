@@ -144,6 +144,7 @@ def main(argv=None):
     add("--output", type=Path, default=HERE)
     options = parser.parse_args(argv)
     try:
+        options.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="report-") as work:
             files = bind(options, Path(work))
     except (Refused, OSError, KeyboardInterrupt) as error:

@@ -108,6 +108,16 @@ local content = {
   CodeBlock = function(el)
     return meta.code == "none" and el.classes[1] == "python" and {} or el
   end,
+  Table = function(el)  -- an interval, 0.1 [0.0, 0.2], stays whole
+    return el:walk{Inlines = function(words)
+      for i = 2, #words - 1 do
+        local ends = stringify(words[i - 1]) .. " " .. stringify(words[i + 1])
+        local within = ends:match " %[" or ends:match "^%[.*, "
+        if words[i].t == "Space" and within then words[i] = "\u{A0}" end
+      end
+      return words
+    end}
+  end,
   BulletList = function(el)  -- references, with numbers of their own
     if not stringify(el.content[1]):match "^%[%d+%] " then return end
     return pandoc.Blocks(el.content:map(function(item)
@@ -134,6 +144,9 @@ local function name_all(cell)
     el.identifier = fresh(el.identifier)
     local here, top = {id = el.identifier}, place(book, "")
     if el.level == 1 and places[top] then el.level = 2 end
+    if ("Results Try this References"):find(stringify(el), 1, true) then
+      el.classes = {"unlisted", "unnumbered"}  -- not in the contents
+    end
     places[top] = places[top] or here
     places[place(book, stringify(el))] = here
     return el
