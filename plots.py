@@ -165,9 +165,8 @@ def plot_losses(ax, result, entropy=None, title=None):
     ax.plot(used, there, "o", ms=2.5, color="C3", label="epoch used")
     if entropy is not None:
         ax.axhline(entropy, color="k", lw=0.8, ls=":", label="entropy")
-    last = _numpy(result.valid_losses).reshape(-1)[-1]
     floor = entropy if entropy is not None else there.min()
-    top = max(floor + 1.2, last + 0.2)
+    top = max(floor + 1.2, np.median(losses[-1]) + 0.2)
     ax.set(xlabel="epoch", ylabel="nats per point", title=title)
     ax.set_ylim(min(floor, np.nanmin(losses)) - 0.15, top)
 

@@ -1,7 +1,6 @@
 """Kernel estimates of five Gaussians on a grid of 100 x 100 points."""
 
 import math
-import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -123,25 +122,14 @@ def peak():
     return int(re.search(r"VmHWM:\s+(\d+)|$", text)[1] or 0) / 1024
 
 
-def alone(n, h=0.5):
+def large(n):
     """CPU seconds of n samples on a grid, and the MiB that they needed above
     what drawing them did."""
-    torch.set_num_threads(1)
     samples = TRUTH.sample(n, 0)
     grid = Grid.around(samples)
-    ours(samples[:100], grid, h)
     before = peak()
-    seconds = min(cpu_seconds(lambda: ours(samples, grid, h)) for _ in "abc")
+    seconds = cpu_seconds(lambda: ours(samples, grid, 0.5))
     return seconds, peak() - before
-
-
-def in_process(kernels, n):
-    """alone, where MKL_CBWR is `kernels` from the first operation on."""
-    held, os.environ["MKL_CBWR"] = os.environ["MKL_CBWR"], kernels
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        done = fresh.submit(alone, n).result()
-    os.environ["MKL_CBWR"] = held
-    return done
 
 
 def report(quick):
@@ -157,19 +145,14 @@ def report(quick):
     wrong = [error(np.asarray(at_points(k, samples, points)), reference)
              for k in names]  # fmt: skip
     ladder = cpu_seconds(lambda: select_bandwidth(samples))
-    same, _ = in_process("COMPATIBLE", n)
-    fast, _ = in_process("AUTO", n)
-    seconds, mib = in_process("COMPATIBLE", many)
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        seconds, mib = fresh.submit(large, many).result()
     return f"""## Kernel estimates
 
 N = {n} samples of five Gaussians, from the samples to the density on 100 × 100
 points; the error is measured against the direct sum in float64.
 
 {on_the_grid(n, repeats)}
-
-The kernels that give the same digits everywhere slow the product of matrices
-in ours: at h = 0.5 it takes {1e3 * same:.1f} CPU ms with them and \
-{1e3 * fast:.1f} without (`MKL_CBWR=AUTO`).
 
 A full H at {n} scattered points: {OURS} {spread(full[OURS])} CPU s,
 scipy {spread(full[names[1]])}, {spread(full[names[1]] / full[OURS])}
