@@ -171,6 +171,15 @@ def test_jitter_draws_from_the_kernel_estimate(members, sharpened, jitter):
         assert own.std() == pytest.approx(drawn.std(), rel=0.5)
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_bandwidth_of_many_points_is_that_of_2000_scaled(d):
+    """By the rate at which the best h falls, N^(-1 / (d + 4))."""
+    points = data(3000, d=d)  # of which 2700 are fitted
+    result = quick(small_flow(dim=d), points, 1, jitter=1.0, batch_size=900)
+    expected = select_bandwidth(points[:2000]) * 1.35 ** (-1 / (d + 4))
+    assert result.jitter == pytest.approx(expected)
+
+
 # What it keeps and returns
 
 
