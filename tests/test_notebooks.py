@@ -19,7 +19,7 @@ HEADINGS = [
 # Small enough for a test, odd enough to trip over: an odd number of points,
 # three layers, one seed.
 OTHER = {
-    "N": 401, "K": 3, "EPOCHS": 3, "SEEDS": 1, "FEW": 1, "POINTS": 500,
+    "N": 401, "K": 3, "EPOCHS": 3, "SEEDS": 1, "POINTS": 500,
     "DRAWS": 4, "HELD_OUT": 200, "NUM_GAUSSIANS": 4, "FRAMES": 1,
     "BANDWIDTHS": "[0.2, 0.7]",
 }  # fmt: skip
