@@ -55,7 +55,8 @@ class Density:
         """log p(x) in nats. x: (n, d) -> (n,), float64. ValueError unless
         finite."""
         parts = check_points(x, dim=self.dim).split(self._chunk)
-        return torch.cat([self.log_p(part) for part in parts])
+        with one_thread():
+            return torch.cat([self.log_p(part) for part in parts])
 
     def sample(self, n, seed=0):
         """n independent points: -> (n, d), float64. Equal seeds give equal
@@ -353,12 +354,11 @@ class GaussianKDE(Density):
         total = torch.zeros(
             check_grid(grid).size, grid.size, dtype=torch.float64
         )
-        for part in self.samples.split(max(1, 2**17 // grid.size)):
-            along_x = kernel_matrix(grid.x, part[:, 0], hx).numpy()
-            along_y = kernel_matrix(grid.y, part[:, 1], hy).numpy()
-            # By numpy: torch's product is slow with the kernels set above,
-            # and nothing is amplified here that they would have to guard.
-            total += torch.from_numpy(along_y @ along_x.T)
+        with one_thread():
+            for part in self.samples.split(max(1, 2**17 // grid.size)):
+                along_x = kernel_matrix(grid.x, part[:, 0], hx)
+                along_y = kernel_matrix(grid.y, part[:, 1], hy)
+                total += along_y @ along_x.T
         return total / (2 * math.pi * hx * hy * len(self.samples))
 
 
@@ -426,20 +426,21 @@ def leave_one_out(samples, candidates):
     widths = check_candidates(candidates)
     total = torch.zeros(len(widths), dtype=torch.float64)
     points, (N, d) = (samples - samples.mean(0)).T, samples.shape
-    for rows in torch.arange(N).split(max(1, 2**17 // N)):
-        d2 = squared_distances(points[:, rows], points)
-        d2[torch.arange(len(rows)), rows] = math.inf  # leaves i itself out
-        nearest, kernels = d2.amin(1, keepdim=True), []
-        d2 -= nearest
-        for k, h in enumerate(widths):
-            two_before = widths[k - 2] if k >= 2 else math.inf
-            if math.isclose(two_before, h * math.sqrt(2), rel_tol=1e-14):
-                kernels.append(kernels.pop(0).square_())
-            else:
-                exponent = (d2 / (-2 * h**2)).clamp_(min=-350.0)
-                kernels = [*kernels[-1:], exponent.exp_()]
-            log_sum = kernels[-1].sum(1).log() - nearest[:, 0] / (2 * h**2)
-            total[k] += log_sum.sum().item()
+    with one_thread():
+        for rows in torch.arange(N).split(max(1, 2**17 // N)):
+            d2 = squared_distances(points[:, rows], points)
+            d2[torch.arange(len(rows)), rows] = math.inf  # leaves i itself out
+            nearest, kernels = d2.amin(1, keepdim=True), []
+            d2 -= nearest
+            for k, h in enumerate(widths):
+                two_before = widths[k - 2] if k >= 2 else math.inf
+                if math.isclose(two_before, h * math.sqrt(2), rel_tol=1e-14):
+                    kernels.append(kernels.pop(0).square_())
+                else:
+                    exponent = (d2 / (-2 * h**2)).clamp_(min=-350.0)
+                    kernels = [*kernels[-1:], exponent.exp_()]
+                log_sum = kernels[-1].sum(1).log() - nearest[:, 0] / (2 * h**2)
+                total[k] += log_sum.sum().item()
     h = torch.tensor(widths, dtype=torch.float64)
     return total / N - d / 2 * LOG_2PI - d * h.log() - math.log(N - 1)
 
@@ -873,8 +874,9 @@ def uniform(n, generator):
 
 @contextlib.contextmanager
 def one_thread():
-    """The flows' matrices are too small to share: threads that wait for one
-    another cost more than they save, and change the last digits."""
+    """The matrices here are too small to share: threads that wait for one
+    another cost more than they save, above all where another process keeps
+    the processor busy, and change the last digits."""
     threads = torch.get_num_threads()
     if threads > 1:
         torch.set_num_threads(1)
