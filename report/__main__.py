@@ -25,7 +25,6 @@ from report import HERE, Refused, ReportExporter, ReportHTMLExporter
 NAMES = ["01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
          "04_depth_size_complexity.ipynb"]  # fmt: skip
 TITLE = "Density estimation: kernels and normalizing flows"
-SUBTITLE = "Kernels and normalizing flows, scored against the truth"
 
 
 def literal(text):
@@ -104,8 +103,7 @@ def merge(notebooks):
     cells = [*summary, contents, *cells]
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
-    about = {"title": TITLE, "subtitle": SUBTITLE, "pagetitle": TITLE}
-    about["include-before"] = changed
+    about = {"title": TITLE, "pagetitle": TITLE, "include-before": changed}
     return new_notebook(cells=cells, metadata={"report": about})
 
 
