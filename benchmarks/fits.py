@@ -1,31 +1,30 @@
 """Training K = 4 couplings on 1500 points of five Gaussians."""
 
 import copy
-import json
 import math
 import os
-import subprocess
 import sys
-import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
-import nflows.distributions
-import nflows.flows
-import nflows.nn.nets
-import nflows.transforms
-import normflows
+import normflows as nf
 import numpy as np
 import torch
 import zuko
-from timing import markdown, spread
+from nflows import distributions, flows, transforms
+from timing import markdown, spread, timed
 from torch import nn
+from torch.distributions import MultivariateNormal
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, random_split
 
 from helpers import CouplingFlow, ToyDataset, toy_distribution
 from training import train
 
-K, N, HIDDEN, BATCH = 4, 1500, 32, 256
-EPOCHS, TURNS, POINTS = 250, 3, 50_000
+K, N, HIDDEN, BINS, TAIL = 4, 1500, 32, 16, 5.0
+BATCH, EPOCHS, TURNS, POINTS = 256, 250, 3, 50_000
 TRUTH = toy_distribution("GaussiansRot", 5)
 
 
@@ -33,202 +32,144 @@ def dataset(seed):
     return ToyDataset("GaussiansRot", N, seed, num_gaussians=5)
 
 
-def ours(members, coupling="affine"):
-    def fitted(epochs, seed):
-        data = [dataset(seed + i) for i in range(members)]
-        flow = CouplingFlow(K, members, coupling, seed)
-        flow = train(flow, data, epochs, seed=seed, progress=False).flow
-        return [flow.member(i) for i in range(members)]
-
-    return fitted
+def ours(members, coupling, epochs, seed):
+    data = [dataset(seed + i) for i in range(members)]
+    flow = CouplingFlow(K, members, coupling, seed)
+    flow = train(flow, data, epochs, seed=seed, progress=False).flow
+    return [flow.member(i) for i in range(members)]
 
 
-def best_epoch(model, epochs, step_through, loss):
+def fit(model, epochs, batches, valid, adam, schedule=None):
     """The loop that all others share: -> [model], at its best epoch."""
     lowest, weights = math.inf, None
     for _ in range(epochs):
-        step_through()
+        for batch in batches():
+            adam.zero_grad()
+            (-log_prob(model, batch).mean()).backward()
+            adam.step()
+            if schedule:
+                schedule.step()
         with torch.no_grad():
-            reached = loss()
-        if reached < lowest:
-            lowest, weights = reached, copy.deepcopy(model.state_dict())
+            loss = -sum(log_prob(model, part).sum().item() for part in valid)
+        if loss < lowest:
+            lowest, weights = loss, copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
     return [model]
 
 
-class CourseLayer(nn.Module):
-    """x2 = exp(a s(z1)) z2 + t(z1), with a learnt scale a from 0."""
-
-    def __init__(self, kept):
-        super().__init__()
-        self.kept = kept
-        self.s, self.t = (
-            nn.Sequential(
-                nn.Linear(1, HIDDEN), nn.LeakyReLU(),
-                nn.Linear(HIDDEN, HIDDEN), nn.LeakyReLU(),
-                nn.Linear(HIDDEN, 1),
-            )
-            for _ in range(2)
-        )  # fmt: skip
-        self.scale = nn.Parameter(torch.zeros(1))
-
-    def inverse(self, x):
-        kept, changed = x.split(1, 1)[:: 1 - 2 * self.kept]
-        s, t = self.scale * self.s(kept), self.t(kept)
-        both = kept, (changed - t) * torch.exp(-s)
-        return torch.cat(both[:: 1 - 2 * self.kept], 1), -s.squeeze(1)
-
-
-class CourseFlow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList(CourseLayer(k % 2) for k in range(K))
-        self.prior = torch.distributions.MultivariateNormal(
-            torch.zeros(2), torch.eye(2)
-        )
-
-    def log_prob(self, x):
-        total = torch.zeros(len(x))
-        for layer in reversed(self.layers):
-            x, log_det = layer.inverse(x)
-            total = total + log_det
-        return self.prior.log_prob(x) + total
-
-
-def course(epochs, seed):
-    """The recipe as the course gives it."""
-    torch.manual_seed(seed)
-    flow, data = CourseFlow(), dataset(seed)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-3)
-    parts = random_split(data, [0.9, 0.1])
-    fitted, valid = (DataLoader(part, batch_size=64) for part in parts)
-
-    def step_through():
-        for batch in fitted:
-            optimizer.zero_grad()
-            (-flow.log_prob(batch).mean()).backward()
-            optimizer.step()
-
-    def loss():
-        return sum(-flow.log_prob(batch).sum().item() for batch in valid)
-
-    return best_epoch(flow, epochs, step_through, loss)
-
-
-def peer(build):
-    """Adam with cosine decay, shuffled batches, in a plain loop."""
-
-    def fitted(epochs, seed):
-        torch.manual_seed(seed)
-        model, points = build(), dataset(seed).data
-        fitted, valid = points[: int(0.9 * N)], points[int(0.9 * N) :]
-        batches = math.ceil(len(fitted) / BATCH)
-        adam = torch.optim.Adam(model.parameters(), 1e-2, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            adam, epochs * batches
-        )
-
-        def step_through():
-            order = torch.randperm(len(fitted))
-            for batch in fitted[order].tensor_split(batches):
-                adam.zero_grad()
-                (-log_prob(model, batch).mean()).backward()
-                adam.step()
-                schedule.step()
-
-        def loss():
-            return -log_prob(model, valid).mean().item()
-
-        return best_epoch(model, epochs, step_through, loss)
-
-    return fitted
-
-
 def log_prob(model, x):
-    """The same question in four dialects."""
+    """The same question in three dialects."""
     if isinstance(model, CouplingFlow):
         return model.log_probability(x)
     model = model() if isinstance(model, zuko.lazy.Flow) else model
     return model.log_prob(x)
 
 
-# The peers, as they are shipped
+class Network(nn.Sequential):
+    """1 -> HIDDEN -> HIDDEN -> outputs."""
 
+    def __init__(self, outputs=1):
+        super().__init__(
+            nn.Linear(1, HIDDEN), nn.LeakyReLU(), nn.Linear(HIDDEN, HIDDEN),
+            nn.LeakyReLU(), nn.Linear(HIDDEN, outputs),
+        )  # fmt: skip
 
-def zuko_flow(kind, **options):
-    return kind(2, transforms=K, hidden_features=(HIDDEN, HIDDEN),
-                activation=nn.LeakyReLU, **options)  # fmt: skip
-
-
-def normflows_flow(layers):
-    base = normflows.distributions.DiagGaussian(2, trainable=False)
-    return normflows.NormalizingFlow(base, layers)
-
-
-def normflows_affine():
-    layers = []
-    for _ in range(K):
-        net = normflows.nets.MLP([1, HIDDEN, HIDDEN, 2], leaky=0.01)
-        layers.append(normflows.flows.AffineCouplingBlock(net))
-        layers.append(normflows.flows.Permute(2, mode="swap"))
-    return normflows_flow(layers)
-
-
-def normflows_spline():
-    return normflows_flow([
-        normflows.flows.CoupledRationalQuadraticSpline(
-            2, num_blocks=1, num_hidden_channels=HIDDEN, num_bins=16,
-            tail_bound=5.0, activation=nn.LeakyReLU,
-            reverse_mask=bool(k % 2),
-        )
-        for k in range(K)
-    ])  # fmt: skip
-
-
-class NflowsNet(nflows.nn.nets.MLP):
-    def __init__(self, fan_in, fan_out):
-        widths = [HIDDEN, HIDDEN]
-        super().__init__([fan_in], [fan_out], widths, nn.functional.leaky_relu)
-
-    def forward(self, x, context=None):  # which the couplings pass along
+    def forward(self, x, context=None):  # nflows passes a context along
         return super().forward(x)
 
 
+class CourseFlow(nn.Module):
+    """K times x2 = exp(a s(z1)) z2 + t(z1), with a learnt scale a from 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.s = nn.ModuleList(Network() for _ in range(K))
+        self.t = nn.ModuleList(Network() for _ in range(K))
+        self.a = nn.ParameterList(torch.zeros(1) for _ in range(K))
+        self.prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+
+    def log_prob(self, x):
+        total = torch.zeros(len(x))
+        for k in reversed(range(K)):
+            order = slice(None, None, -1 if k % 2 else 1)
+            kept, changed = x.split(1, 1)[order]
+            s, t = self.a[k] * self.s[k](kept), self.t[k](kept)
+            changed = (changed - t) * torch.exp(-s)
+            x = torch.cat((kept, changed)[order], 1)
+            total = total - s.squeeze(1)
+        return self.prior.log_prob(x) + total
+
+
+def course(epochs, seed):
+    """The recipe as the course gives it."""
+    torch.manual_seed(seed)
+    flow, parts = CourseFlow(), random_split(dataset(seed), [0.9, 0.1])
+    fitted, valid = (DataLoader(part, batch_size=64) for part in parts)
+    adam = torch.optim.Adam(flow.parameters(), lr=1e-3)
+    return fit(flow, epochs, lambda: fitted, valid, adam)
+
+
+def peer(build, epochs, seed):
+    """Adam with cosine decay and shuffled batches."""
+    torch.manual_seed(seed)
+    model, points = build(), dataset(seed).data
+    fitted, valid = points.split([N - N // 10, N // 10])
+    count = math.ceil(len(fitted) / BATCH)
+    adam = torch.optim.Adam(model.parameters(), 1e-2, fused=True)
+    cosine = CosineAnnealingLR(adam, epochs * count)
+
+    def batches():
+        return fitted[torch.randperm(len(fitted))].tensor_split(count)
+
+    return fit(model, epochs, batches, [valid], adam, cosine)
+
+
+ZUKO = dict(transforms=K, hidden_features=(HIDDEN, HIDDEN),
+            activation=nn.LeakyReLU)  # fmt: skip
+
+
+def normflows_flow(layers):
+    base = nf.distributions.DiagGaussian(2, trainable=False)
+    return nf.NormalizingFlow(base, [layer for k in layers for layer in k])
+
+
 def nflows_flow(kind, **options):
-    couplings = [kind([k % 2, 1 - k % 2], NflowsNet, **options)
-                 for k in range(K)]  # fmt: skip
-    return nflows.flows.Flow(
-        nflows.transforms.CompositeTransform(couplings),
-        nflows.distributions.StandardNormal([2]),
-    )
+    layers = [kind([k % 2, 1 - k % 2], lambda _, n: Network(n), **options)
+              for k in range(K)]  # fmt: skip
+    transform = transforms.CompositeTransform(layers)
+    return flows.Flow(transform, distributions.StandardNormal([2]))
 
 
-# Who runs, and what is said of it
-
-EIGHT, EIGHT_SPLINES = "8 members", "8 members, spline"
-OURS = {"16 members": ours(16), EIGHT: ours(8), "1 member": ours(1)}
+OURS = {
+    "16 members": partial(ours, 16, "affine"),
+    "8 members": partial(ours, 8, "affine"),
+    "1 member": partial(ours, 1, "affine"),
+}
 COURSE = {"course's loop": course}
 AFFINE = OURS | COURSE | {
-    "zuko RealNVP": peer(lambda: zuko_flow(zuko.flows.RealNVP)),
-    "normflows affine": peer(normflows_affine),
-    "nflows affine": peer(
-        lambda: nflows_flow(nflows.transforms.AffineCouplingTransform)
-    ),
+    "zuko RealNVP": partial(peer, lambda: zuko.flows.RealNVP(2, **ZUKO)),
+    "normflows affine": partial(peer, lambda: normflows_flow(
+        (nf.flows.AffineCouplingBlock(Network(2)), nf.flows.Permute(2, "swap"))
+        for _ in range(K)
+    )),
+    "nflows affine": partial(peer, lambda: nflows_flow(
+        transforms.AffineCouplingTransform
+    )),
 }  # fmt: skip
 SPLINE = {
-    EIGHT_SPLINES: ours(8, "spline"),
-    "zuko NSF": peer(lambda: zuko_flow(zuko.flows.NSF, bins=16)),
-    "normflows RQ spline": peer(normflows_spline),
-    "nflows RQ spline": peer(
-        lambda: nflows_flow(
-            nflows.transforms.PiecewiseRationalQuadraticCouplingTransform,
-            num_bins=16,
-            tails="linear",
-            tail_bound=5.0,
-        )
-    ),
-}
-ALL = AFFINE | SPLINE
+    "8 members, spline": partial(ours, 8, "spline"),
+    "zuko NSF": partial(peer, lambda: zuko.flows.NSF(2, bins=BINS, **ZUKO)),
+    "normflows RQ spline": partial(peer, lambda: normflows_flow(
+        [nf.flows.CoupledRationalQuadraticSpline(
+            2, 1, HIDDEN, num_bins=BINS, tail_bound=TAIL,
+            activation=nn.LeakyReLU, reverse_mask=bool(k % 2),
+        )] for k in range(K)
+    )),
+    "nflows RQ spline": partial(peer, lambda: nflows_flow(
+        transforms.PiecewiseRationalQuadraticCouplingTransform,
+        num_bins=BINS, tails="linear", tail_bound=TAIL,
+    )),
+}  # fmt: skip
 
 
 def divergence(model):
@@ -241,66 +182,52 @@ def divergence(model):
 
 def measure(names, epochs, turns):
     """In turns, after one epoch unmeasured: {name: CPU ms a model and epoch,
-    set-up included, one a turn}, {name: KL of each model of each turn}."""
+    set-up included (turns,)}, {name: KL of each model of each turn}."""
+    warnings.simplefilter("ignore")  # of the libraries that are measured
     cost, kl = {name: [] for name in names}, {name: [] for name in names}
-    for turn in range(-1, turns):
+    for name in names:
+        (AFFINE | SPLINE)[name](1, 0)
+    for turn in range(turns):
         for name in names:
-            start = time.process_time()
-            models = ALL[name](epochs if turn >= 0 else 1, max(0, 16 * turn))
-            seconds = time.process_time() - start
-            if turn >= 0:
-                cost[name].append(1e3 * seconds / epochs / len(models))
-                kl[name] += [divergence(model) for model in models]
-                print(f"{name}: {cost[name][-1]:.1f} ms", file=sys.stderr)
-    return cost, kl
-
-
-def in_process(kernels, *arguments):
-    """measure where MKL_CBWR is `kernels` from the first operation on."""
-    done = subprocess.run(
-        [sys.executable, __file__, json.dumps(arguments)],
-        env={**os.environ, "MKL_CBWR": kernels, "OMP_NUM_THREADS": "1",
-             "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    cost, kl = json.loads(done.stdout)
+            fit = partial((AFFINE | SPLINE)[name], epochs, 16 * turn)
+            models, seconds = timed(fit)
+            cost[name].append(1e3 * seconds / epochs / len(models))
+            kl[name] += [divergence(model) for model in models]
+            print(f"{name}: {cost[name][-1]:.1f} ms", file=sys.stderr)
     return {name: np.array(values) for name, values in cost.items()}, kl
 
 
 def table(names, base, cost, kl):
-    return markdown([
-        {
-            "flow": name,
-            "CPU ms": spread(cost[name]),
-            f"÷ {base}": "1" if name == base
-            else spread(cost[name] / cost[base]),
-            "KL, nats": f"{np.mean(kl[name]):.3g} ({min(kl[name]):.3g}–"
-            f"{max(kl[name]):.3g}; {len(kl[name])})",
-        }
+    rows = [
+        (name, spread(cost[name]),
+         "1" if name == base else spread(cost[name] / cost[base]),
+         f"{np.mean(kl[name]):.3g} ({min(kl[name]):.3g}–"
+         f"{max(kl[name]):.3g}; {len(kl[name])})")
         for name in names
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return markdown(f"flow | CPU ms | ÷ {base} | KL, nats", rows)
 
 
 def report(quick):
     """The section on training, in Markdown."""
-    epochs, turns = (2, 1) if quick else (EPOCHS, TURNS)
-    same, kl = in_process("COMPATIBLE", list(ALL), epochs, turns)
-    fast, _ = in_process("AUTO", [*OURS, *COURSE], epochs, turns)
+    run = (2, 1) if quick else (EPOCHS, TURNS)
+    same, kl = measure([*AFFINE, *SPLINE], *run)
+    os.environ["MKL_CBWR"] = "AUTO"  # which a new process alone heeds
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        fast, _ = fresh.submit(measure, [*OURS, *COURSE], *run).result()
     (loop,) = COURSE
-    digits = [
-        {
-            "flow": name,
-            "same digits: CPU ms": spread(same[name]),
-            "the course's loop ÷ it": spread(same[loop] / same[name]),
-            "fastest: CPU ms": spread(fast[name]),
-            "the loop ÷ it": spread(fast[loop] / fast[name]),
-        }
-        for name in [*OURS, *COURSE]
-    ]
+    rows = [
+        (name, spread(same[name]), spread(same[loop] / same[name]),
+         spread(fast[name]), spread(fast[loop] / fast[name]))
+        for name in fast
+    ]  # fmt: skip
+    head = (
+        "flow | same digits: CPU ms | loop ÷ it | fastest: CPU ms | loop ÷ it"
+    )
     return f"""## Training
 
 K = {K} layers of 1 → {HIDDEN} → {HIDDEN} → 1, {N} points of five Gaussians,
-{epochs} epochs with their validation. CPU ms of a model and epoch, set-up
+{run[0]} epochs with their validation. CPU ms of a model and epoch, set-up
 included; the ratio is taken turn by turn; the divergence of the truth from the
 models is their mean (lowest–highest; number of models). The course's loop:
 batches of 64, Adam at 1e-3, no shuffling. The libraries: batches of {BATCH},
@@ -309,16 +236,11 @@ They use one network for s and t; the spline of normflows has a residual one,
 which is a layer deeper. All run with the kernels that give the same digits on
 every processor.
 
-{table(AFFINE, EIGHT, same, kl)}
+{table(AFFINE, "8 members", same, kl)}
 
-{table(SPLINE, EIGHT_SPLINES, same, kl)}
+{table(SPLINE, "8 members, spline", same, kl)}
 
-What these kernels cost, beside the processor's fastest (`MKL_CBWR=AUTO`):
+What these kernels cost, beside the processor's fastest (`MKL_CBWR=AUTO`),
+and what the course's loop takes in parts of the others' time:
 
-{markdown(digits)}"""
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")  # of the libraries that are measured
-    torch.set_num_threads(1)
-    print(json.dumps(measure(*json.loads(sys.argv[1]))))
+{markdown(head, rows)}"""
