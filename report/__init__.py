@@ -41,10 +41,7 @@ class ReportExporter(Exporter):
     output_mimetype = "application/pdf"
     file_extension = Unicode(".pdf")
     preprocessors = List([CoalesceStreamsPreprocessor]).tag(config=True)
-    code = Enum(
-        ["teach", "all", "none"], "teach",
-        help="which code to show; teach: without cells tagged hide-input",
-    ).tag(config=True)  # fmt: skip
+    code = Enum(["teach", "all", "none"], "teach").tag(config=True)
     writer = [
         "--to=typst", f"--template={HERE}/template.typ",
         "--extract-media=.", "--syntax-highlighting=idiomatic",
@@ -109,7 +106,8 @@ class ReportExporter(Exporter):
         text = data.get("text/markdown") or data.get("text/latex")
         if any(mime in data for mime in KINDS):
             yield self.picture(data, about)
-        elif text:
+        elif text:  # an interval, 0.1 [0.0, 0.2], is not broken
+            text = re.sub(r" \[(\S+), (\S+\])", "\xa0[\\1,\xa0\\2", text)
             yield new_markdown_cell(text)
         elif output.get("name") != "stderr" and "widget" not in str([*data]):
             text = data.get("text/plain", "(shown in a browser only)")
@@ -133,8 +131,7 @@ class ReportExporter(Exporter):
         cell = new_markdown_cell(text, attachments={file: {mime: data}})
         if name:
             cell.metadata = {"kind": "figure", "figure": name}
-            frames = [f for f in about.get("frames", ()) if "png" in f]
-            cell.metadata["frames"] = frames
+            cell.metadata["frames"] = about.get("frames", [])
         return cell
 
     def finish(self, work, text):

@@ -70,7 +70,6 @@ def execute(path, values, work, row):
     try:
         return papermill.execute_notebook(
             path, work / path.name, values, cwd=path.parent,
-            kernel_name="python3", language="python",
             progress_bar={"desc": path.name, "position": row},
         )  # fmt: skip
     except (papermill.PapermillExecutionError, RuntimeError) as error:
@@ -148,8 +147,7 @@ def main(argv=None):
     except (Refused, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {error or 'stopped'}; the last report is as it was")
     for path, data in files.items():
-        path.with_suffix(".new").write_bytes(data)
-        path.with_suffix(".new").replace(path)
+        path.write_bytes(data)
         print(f"{path}  {len(data) / 1e6:.1f} MB")
 
 

@@ -108,22 +108,6 @@ local content = {
   CodeBlock = function(el)
     return meta.code == "none" and el.classes[1] == "python" and {} or el
   end,
-  Table = function(el)  -- an interval, 0.1 [0.0, 0.2], stays whole
-    return el:walk{Inlines = function(words)
-      for i = 2, #words - 1 do
-        local ends = stringify(words[i - 1]) .. " " .. stringify(words[i + 1])
-        local within = ends:match " %[" or ends:match "^%[.*, "
-        if words[i].t == "Space" and within then words[i] = "\u{A0}" end
-      end
-      return words
-    end}
-  end,
-  BulletList = function(el)  -- references, with numbers of their own
-    if not stringify(el.content[1]):match "^%[%d+%] " then return end
-    return pandoc.Blocks(el.content:map(function(item)
-      return pandoc.Para(item[1].content)
-    end))
-  end,
 }
 
 local function blocks_of(cell)

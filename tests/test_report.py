@@ -113,7 +113,7 @@ def test_the_report_is_bound_from_four_notebooks(desk):
         text("$$ a \\odot \\big|b\\big| \\tag{3.1} $$"),
         text("## Results\n\n| nats |\n|--:|\n| 0.25 |\n\n## Rest\n\nnot in it",
              tags=["summary"]),
-        text("## References\n\n- [7] Somebody, *Somewhere*, 1999."),
+        text("## References\n\n7. Somebody, *Somewhere*, 1999."),
     )  # fmt: skip
     desk.put("02_coupling_math-Copy1.ipynb", text("# copied"))
     assert desk.bind() == "left out: 02_coupling_math-Copy1.ipynb\n"
