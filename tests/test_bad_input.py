@@ -1,43 +1,17 @@
 """Every public name refuses what it cannot use: at once, by the argument's
-name and value. Each kind of wrong value once, then each argument once."""
+name and value."""
 
 import math
 import re
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import (
-    COUPLINGS,
-    DISTRIBUTIONS,
-    Circles,
-    CouplingFlow,
-    CouplingLayer,
-    GaussianKDE,
-    GaussianMixture,
-    Grid,
-    Moons,
-    Spiral,
-    ToyDataset,
-    check_counts,
-    leave_one_out,
-    reference_bandwidth,
-    select_bandwidth,
-    sharpen,
-    toy_distribution,
-)
-from study import (
-    entropy,
-    grid_entropy,
-    holm_intervals,
-    kl_divergence,
-    mean_interval,
-    sweep,
-    total_variation,
-    verdict,
-)
+import helpers as h
+import study as s
 from training import Recipe, train
 
 NAN, INF = math.nan, math.inf
@@ -46,192 +20,191 @@ POINTS = torch.randn(
 )
 ONE_NAN, ONE_INF = POINTS.clone(), POINTS.clone()
 ONE_NAN[3, 1], ONE_INF[4, 0] = NAN, INF
-WIDE, FLAT = torch.zeros(20, 3), torch.zeros(20)
-TRUTH, KDE, UNIT = Circles(), GaussianKDE(POINTS, 0.3), Grid((0, 1), (0, 1), 4)
-SOLID = GaussianMixture(torch.eye(3), 1.0)
-FLOW, MANY, DEEP = CouplingFlow(1), CouplingFlow(1, 3), CouplingFlow(1, dim=3)
-GOOD = dict(dist_type="Moons", num_layers=1, epochs=1, num_samples=9)
+WIDE, FLAT, ONE = torch.zeros(20, 3), torch.zeros(20), POINTS[:1]
+TRUTH, KDE = h.Circles(), h.GaussianKDE(POINTS, 0.3)
+SOLID, UNIT = h.GaussianMixture(np.eye(3), 1.0), h.Grid((0, 1), (0, 1), 4)
+FLOW, MANY = h.CouplingFlow(1), h.CouplingFlow(1, 3)
+DEEP = h.CouplingFlow(1, dim=3)
+SETTING = dict(dist_type="Moons", num_layers=1, epochs=1, num_samples=9)
 
 
-def fit(flow=FLOW, data=POINTS, epochs=1, **options):
-    return train(flow, data, epochs, **{"progress": False} | options)
+class Says:
+    """A value, and what the message says of it."""
+
+    def __init__(self, value, words):
+        self.value, self.words = value, words
 
 
-def study(settings=None, **options):
-    options = {"seeds": 1, "points": 9, "progress": False} | options
-    return sweep([GOOD] if settings is None else settings, **options)
+def words(value):
+    """What a message says of a value: it, or of an array what is wrong."""
+    if isinstance(value, torch.Tensor):
+        if value.is_complex() or value.dtype == torch.bool:
+            return "complex|bool"
+        if not value.isfinite().all():
+            return r"\b(nan|inf)\b"
+        value = tuple(value.shape)
+    return re.escape(repr(value))
 
 
-def each(call, name, *values):
-    """The message of each wrong value holds the name, then the value."""
-    return [(lambda v=v: call(v), name, re.escape(repr(v))) for v in values]
-
-
+# A call that works; for each of its arguments, values that do not.
 # fmt: off
-KINDS = [
-    *each(TRUTH.sample, "n", 0, -3, 2.5, True, "7", None, NAN),
-    *each(Circles, "sigma", 0, -0.5, NAN, INF, True, "1", None),
-    *each(lambda v: fit(shuffle=v), "shuffle", 0, 1, None, "yes"),
-    *each(lambda v: TRUTH.sample(3, v), "seed",
-          -1, 0.5, True, "0", None, 1 << 32),
-    *[(lambda x=x: TRUTH.log_probability(x), "x", value) for x, value in (
-        (FLAT, r"shape .*\(20,\)"), (WIDE, r"\(n, 2\).*\(20, 3\)"),
-        (torch.zeros(0, 2), r"\(0, 2\)"), (ONE_NAN, "nan"), (ONE_INF, "inf"),
-        (POINTS.to(torch.complex128), "complex"), (POINTS > 0, "bool"),
-        ([[1, 2], [3]], r"\[3\]"), ("points", "points"), (None, "None"),
-        (7, r"\(\)"), (torch.zeros(2, 20, 2), r"\(2, 20, 2\)"),
-    )],
-    *[(lambda v=v: Grid(v, (0, 1)), "xlim", re.escape(repr(v))) for v in (
-        (1, 0), (1, 1), (0, NAN), (-INF, INF), (1,), (0, 1, 2), "ab", None)],
-    *each(toy_distribution,
-          "dist_type.*" + ", ".join(DISTRIBUTIONS),
-          "Moon", "circles", None, 3, ["Moons"]),
-    *each(lambda c: leave_one_out(POINTS, c), "candidates",
-          [], 0.3, None, [[0.1]]),
-    *[(lambda b=b: leave_one_out(POINTS, [0.1, b]), "candidates", str(b))
-      for b in (0.0, -1.0, NAN, INF, "a", None, True)],
-    *each(CouplingLayer, "mask", [1, 1], [0, 0], [1, 0, 1], [], "10", None, 3,
-          (2, 0)),
-    *[(lambda H=H: GaussianKDE(POINTS, H), "H", value) for H, value in (
-        (np.array([[1.0, 2.0], [2.0, 4.0]]), r"\[2\., 4\.\]"), (0, "0"),
-        (np.eye(3), r"2 x 2.*1\."), (np.ones((3, 2)), r"\[1\., 1\.\]"),
-        ([[NAN, 0], [0, 1]], "nan"), ([1.0, 1.0], r"\(2,\)"))],
-    *[(lambda C=C: GaussianMixture(torch.eye(2), covariances=C),
-       "covariances", value) for C, value in (
-        (np.eye(2), r"\(2, 2, 2\)"), (-np.ones((2, 2, 2)), "-1"),
-        (np.array([[[1, 2], [0, 1]]] * 2), "symmetric"),
-        (np.full((2, 2, 2), NAN), "nan"))],
-    *[(lambda v=v: mean_interval(v), "values", value) for v, value in (
-        ("abc", "abc"), (3, "3"), (None, "nan"), ([], r"\[\]"),
-        ([1, NAN], "nan"), ([1, INF], "inf"), ([[1, 2]], r"\[1\., 2\.\]"))],
-]
-ARGUMENTS = [
-    *each(lambda n: check_counts(epochs=n), "epochs", 0),
-    # Densities
-    *each(KDE.sample, "n", 0), *each(FLOW.sample, "n", 0),
-    *each(FLOW.sample_x_each_layer, "n", 1.5),
-    *each(lambda s: FLOW.sample(3, s), "seed", -1),
-    *each(lambda n: ToyDataset("Moons", n), "num_samples", 0),
-    *each(lambda s: ToyDataset("Moons", 3, s), "seed", -1),
-    *each(lambda k: ToyDataset("Moons", 3, 0, k), "num_gaussians", 0),
-    *each(ToyDataset, "dist_type", "Moon"),
-    *each(Moons, "sigma", 0), *each(Spiral, "sigma", 0),
-    *each(lambda s: GaussianMixture(POINTS, s), "sigma", 0),
-    (lambda: GaussianMixture(ONE_NAN, 1.0), "means", "nan"),
-    (lambda: GaussianMixture(POINTS), "sigma or covariances", "None"),
-    (lambda: GaussianMixture([(0, 0)], 1.0, [np.eye(2)]), "sigma", "1.0"),
-    *[(lambda m=m, x=x: m.log_probability(x), "x", value)
-      for m, x, value in (
-          (KDE, WIDE, r"\(n, 2\)"), (FLOW, WIDE, r"\(n, 2\)"),
-          (MANY, WIDE, r"\(3, n, 2\)"), (SOLID, POINTS, r"\(n, 3\)"),
-          (DEEP, POINTS, r"\(n, 3\)"))],
-    *each(TRUTH.density, "grid", None), *each(KDE.density, "grid", 100),
-    *each(FLOW.density, "grid", "grid"),
-    (lambda: SOLID.density(UNIT), "grid", "dim 3"),
-    *each(lambda v: Grid((0, 1), v), "ylim", (1, 0)),
-    *each(lambda n: Grid((0, 1), (0, 1), n), "size", 0),
-    (lambda: Grid.around(WIDE), "samples", r"\(20, 3\)"),
-    *each(lambda m: Grid.around(POINTS, margin=m), "margin", -0.1),
-    (lambda: UNIT.image(np.zeros(15)), "values", r"\(15,\)"),
+CALLS = [
+    (h.Circles, dict(sigma=0.1), dict(
+        sigma=[0, -0.5, NAN, INF, True, "1", None])),
+    (h.Moons, dict(sigma=0.1), dict(sigma=[0])),
+    (h.Spiral, dict(sigma=0.1), dict(sigma=[0])),
+    (TRUTH.sample, dict(n=3, seed=0), dict(
+        n=[0, -3, 2.5, True, "7", None, NAN],
+        seed=[-1, 0.5, True, "0", None, 1 << 32])),
+    (TRUTH.log_probability, dict(x=POINTS), dict(
+        x=[FLAT, WIDE, torch.zeros(0, 2), ONE_NAN, ONE_INF, POINTS > 0,
+           POINTS.to(torch.complex128), Says([[1, 2], [3]], r"\[3\]"),
+           "points", None, Says(7, r"\(\)"), torch.zeros(2, 20, 2)])),
+    (KDE.log_probability, dict(x=POINTS), dict(x=[WIDE])),
+    (FLOW.log_probability, dict(x=POINTS), dict(x=[WIDE])),
+    (MANY.log_probability, dict(x=POINTS), dict(x=[
+        Says(WIDE, r"\(3, n, 2\)"), torch.zeros(2, 20, 2)])),
+    (SOLID.log_probability, dict(x=WIDE), dict(x=[POINTS])),
+    (DEEP.log_probability, dict(x=WIDE), dict(x=[POINTS])),
+    (TRUTH.density, dict(grid=UNIT), dict(grid=[None])),
+    (KDE.density, dict(grid=UNIT), dict(grid=[100])),
+    (FLOW.density, dict(grid=UNIT), dict(grid=["grid"])),
+    (SOLID.density, None, dict(grid=[Says(UNIT, "dim 3")])),
+    (lambda dist_type: h.toy_distribution(dist_type), dict(
+        dist_type="Moons"), dict(dist_type=["Moon"])),
+    (h.ToyDataset, dict(dist_type="Moons", num_samples=3), dict(
+        dist_type=[Says(v, f"{', '.join(h.DISTRIBUTIONS)}.*{v}")
+                   for v in ("Moon", "circles", None, 3)],
+        num_samples=[0], seed=[-1], num_gaussians=[0])),
+    (h.GaussianMixture, dict(means=POINTS, sigma=1.0), dict(
+        means=[ONE_NAN], sigma=[0, None],
+        covariances=[Says(np.ones((20, 2, 2)), "1.0")])),
+    (partial(h.GaussianMixture, np.eye(2)), dict(covariances=[np.eye(2)] * 2),
+     dict(covariances=[
+        Says(np.eye(2), r"\(2, 2, 2\)"), Says(-np.ones((2, 2, 2)), "-1"),
+        Says([[[1, 2], [0, 1]]] * 2, "symmetric"),
+        Says(np.full((2, 2, 2), NAN), "nan")])),
+    (h.Grid, dict(xlim=(0, 1), ylim=(0, 1), size=9), dict(
+        xlim=[(1, 0), (1, 1), (0, NAN), (-INF, INF), (1,), "ab", None],
+        ylim=[(1, 0)], size=[0])),
+    (h.Grid.around, dict(samples=POINTS), dict(
+        samples=[WIDE], margin=[-0.1])),
+    (UNIT.image, dict(values=np.zeros(16)), dict(
+        values=[torch.zeros(15)])),
+    (h.check_counts, dict(epochs=1), dict(epochs=[0])),
     # Kernel estimation
-    (lambda: GaussianKDE(FLAT, 0.3), "samples", r"\(20,\)"),
-    *[(lambda f=f: f(FLAT), "samples", r"\(20,\)")
-      for f in (reference_bandwidth, select_bandwidth,
-                lambda x: leave_one_out(x, [1.0]), lambda x: sharpen(x, 1))],
-    *[(lambda f=f: f(POINTS[:1]), "samples", "1$")
-      for f in (reference_bandwidth, select_bandwidth,
-                lambda x: leave_one_out(x, [1.0]))],
-    (lambda: select_bandwidth(torch.ones(5, 2)), "samples", r"\[1.0, 1.0\]"),
-    *each(lambda c: select_bandwidth(POINTS, c), "candidates", []),
-    *each(lambda h: sharpen(POINTS, h), "h", 0),
-    *each(lambda s: sharpen(POINTS, 0.1, s), "step", 0),
+    (h.GaussianKDE, dict(samples=POINTS, H=1), dict(samples=[FLAT], H=[
+        0, [[1.0, 2.0], [2.0, 4.0]], Says(np.eye(3), r"2 x 2.*1\."),
+        Says(np.ones((3, 2)), r"\[1\., 1\.\]"),
+        Says([[NAN, 0], [0, 1]], "nan"), Says([1.0, 1.0], r"\(2,\)")])),
+    (KDE.sample, dict(n=1), dict(n=[0])),
+    (h.reference_bandwidth, dict(samples=POINTS), dict(
+        samples=[FLAT, Says(ONE, "1$")])),
+    (h.select_bandwidth, dict(samples=POINTS, candidates=[1.0]), dict(
+        samples=[FLAT, Says(ONE, "1$")], candidates=[[]])),
+    (h.select_bandwidth, dict(samples=POINTS), dict(
+        samples=[Says(torch.ones(5, 2), r"\[1.0, 1.0\]")])),
+    (h.leave_one_out, dict(samples=POINTS, candidates=[1.0]), dict(
+        samples=[FLAT, Says(ONE, "1$")],
+        candidates=[[], 0.3, None, [[0.1]], *(
+            Says([0.1, b], str(b)) for b in (0.0, -1.0, NAN, INF, "a", True))],
+        )),
+    (h.sharpen, dict(samples=POINTS, h=1), dict(
+        samples=[FLAT], h=[0], step=[0])),
     # Flows
-    *each(CouplingFlow, "num_layers", 0),
-    *each(lambda n: CouplingFlow(1, n), "members", 0),
-    *each(lambda n: CouplingLayer([1, 0], n), "members", 0),
-    *each(lambda d: CouplingFlow(1, dim=d), "dim", 1, 2.5),
-    *each(lambda s: CouplingFlow(1, seed=s), "seed", -1),
-    *each(lambda s: CouplingLayer([1, 0], seed=s), "seed", -1),
-    *each(lambda v: CouplingFlow(1, coupling=v),
-          "coupling.*" + ", ".join(COUPLINGS), "linear"),
-    *each(lambda v: CouplingFlow(1, start=v), "start.*spread, uniform", "0"),
-    *each(lambda v: CouplingFlow(1, hidden=v), "hidden", 0),
-    *each(lambda v: CouplingFlow(1, bound=v), "bound", 0),
-    *each(lambda v: CouplingFlow(1, coupling="spline", bins=v), "bins", 1, 65),
-    *each(lambda v: CouplingFlow(1, coupling="spline", interval=v),
-          "interval", 0),
-    (lambda: CouplingFlow(1, coupling="spline", bound=1.0), "bound", ""),
-    (lambda: CouplingFlow(1, wings=8), "wings", ""),
-    (lambda: FLOW.forward(WIDE), "z", r"\(20, 3\)"),
-    (lambda: FLOW.inverse(WIDE), "x", r"\(20, 3\)"),
-    (lambda: MANY.inverse(POINTS.expand(2, 20, 2)), "x",
-     r"\(3, n, 2\).*\(2, 20, 2\)"),
-    *each(FLOW.member, "i", 1), *each(MANY.member, "i", 3, -1),
+    (h.CouplingFlow, dict(num_layers=1), dict(
+        num_layers=[0], members=[0], dim=[1, 2.5], seed=[-1], hidden=[0],
+        coupling=[Says("linear", f"{', '.join(h.COUPLINGS)}.*linear")],
+        start=[Says("0", "spread, uniform.*'0'")], bound=[0],
+        wings=[Says(8, "")])),
+    (h.CouplingFlow, dict(num_layers=1, coupling="spline"), dict(
+        bins=[1, 65], interval=[0], bound=[Says(1.0, "")])),
+    (h.CouplingLayer, dict(mask=[1, 0]), dict(
+        mask=[[1, 1], [0, 0], [1, 0, 1], [], "10", None, 3, (2, 0)],
+        members=[0], seed=[-1])),
+    (FLOW.sample, dict(n=1), dict(n=[0], seed=[-1])),
+    (FLOW.sample_x_each_layer, dict(n=1), dict(n=[1.5])),
+    (FLOW.forward, dict(z=POINTS), dict(z=[WIDE])),
+    (FLOW.inverse, dict(x=POINTS), dict(x=[WIDE])),
+    (MANY.inverse, dict(x=POINTS), dict(x=[torch.zeros(2, 20, 2)])),
+    (FLOW.member, dict(i=0), dict(i=[1])),
+    (MANY.member, dict(i=0), dict(i=[3, -1])),
     # Training
-    *each(lambda f: fit(f), "flow", None, 3),
-    (lambda: fit(CouplingLayer([1, 0])), "flow", "CouplingLayer"),
-    (lambda: fit(data=WIDE), "data", r"\(n, 2\).*\(20, 3\)"),
-    (lambda: fit(DEEP), "data", r"\(n, 3\).*\(20, 2\)"),
-    (lambda: fit(data=POINTS * 1e300), "data", "inf"),
-    (lambda: fit(data=POINTS[:2]), "data", "2 with valid_fraction 0.1"),
-    (lambda: fit(MANY, POINTS.expand(2, 20, 2)), "data", r"\(2, 20, 2\)"),
-    (lambda: fit(MANY, [POINTS] * 4), "data", "3 sets.*4 of shapes"),
-    (lambda: fit(MANY, [POINTS, POINTS, POINTS[:9]]), "data",
-     r"one size.*\(9, 2\)"),
-    (lambda: fit(MANY, [POINTS, POINTS, ONE_NAN]), "data", "nan"),
-    (lambda: fit(MANY, [None, POINTS, POINTS]), "data", "None"),
-    (lambda: fit(MANY, []), "data", r"\(0,\)"),
-    *each(lambda n: fit(epochs=n), "epochs", 0),
-    *each(lambda s: fit(seed=s), "seed", -1),
-    *each(lambda s: fit(progress=s), "progress", 1),
-    (lambda: fit(speed=3), "speed", ""),
-    *[case for name, values in (
-        ("batch_size", (0, 2.5)), ("learning_rate", (0, INF)),
-        ("beta2", (-0.1, 1)), ("warmup", (-0.1, 1)), ("average", (1, True)),
-        ("jitter", (-0.1, INF)), ("valid_fraction", (0, 1)), ("cosine", (1,)),
-        ("shuffle", (1,)), ("sharpened", (1,)), ("tolerance", (1,)),
-    ) for case in each(lambda v, n=name: Recipe(**{n: v}), name, *values)],
+    (partial(train, epochs=1), dict(flow=FLOW, data=POINTS, progress=False),
+     dict(flow=[None, 3, Says(h.CouplingLayer([1, 0]), "CouplingLayer")],
+          data=[WIDE, Says(POINTS * 1e300, "inf"),
+                Says(POINTS[:2], "2 with valid_fraction 0.1")],
+          seed=[-1], progress=[1], shuffle=[0, None, "yes"],
+          speed=[Says(3, "")])),
+    (train, dict(flow=FLOW, data=POINTS, epochs=1, progress=False),
+     dict(epochs=[0])),
+    (partial(train, MANY), dict(data=POINTS, epochs=1, progress=False), dict(
+        data=[torch.zeros(2, 20, 2), Says([POINTS] * 4, "3 sets.*4 of shapes"),
+              Says([POINTS, POINTS, POINTS[:9]], r"one size.*\(9, 2\)"),
+              Says([POINTS, POINTS, ONE_NAN], "nan"), Says([], r"\(0,\)"),
+              Says([None, POINTS, POINTS], "None")])),
+    (partial(train, DEEP, epochs=1), None, dict(
+        data=[Says(POINTS, r"\(n, 3\).*\(20, 2\)")])),
+    (Recipe, {}, dict(
+        batch_size=[0, 2.5], learning_rate=[0, INF], beta2=[-0.1, 1],
+        warmup=[-0.1, 1], average=[1, True], jitter=[-0.1, INF],
+        valid_fraction=[0, 1], cosine=[1], shuffle=[1], sharpened=[1],
+        tolerance=[1])),
     # Scores and studies
-    *[case for score in (kl_divergence, total_variation) for case in (
-        *each(lambda t, s=score: s(t, KDE), "truth", None),
-        *each(lambda m, s=score: s(TRUTH, m), "model", "Moons"),
-        *each(lambda n, s=score: s(TRUTH, KDE, n), "n", 1),
-        *each(lambda v, s=score: s(TRUTH, KDE, 9, v), "seed", -1))],
-    *each(entropy, "density", None), *each(grid_entropy, "density", None),
-    *each(lambda n: entropy(TRUTH, n), "n", 1),
-    *each(lambda s: entropy(TRUTH, 9, s), "seed", -1),
-    *each(lambda n: grid_entropy(TRUTH, n), "size", 0),
-    *each(lambda v: mean_interval([1, 2], v), "level", 0, 1, NAN, "0.9"),
-    *each(lambda v: holm_intervals({"a": [1, 2]}, v), "level", 1),
-    (lambda: holm_intervals({"a": [1, NAN]}), "values", "nan"),
-    *each(lambda i: verdict("claim", i), "interval", None, (0.1, 0.0, 0.2)),
-    *each(study, "settings", [], GOOD, "Moons", [3]),
-    (lambda: study([GOOD | {"dept": 3}]), "setting", "dept.*num_layers"),
-    (lambda: study([GOOD | {"seed": 3}]), "setting", "seed"),
-    (lambda: study([{"dist_type": "Moons", "epochs": 1}]), "setting",
-     r"lacks \['num_layers'\]"),
-    *each(lambda n: study(seeds=n), "seeds", 0),
-    *each(lambda n: study(points=n), "points", 1),
-    *each(lambda v: study(results=v), "results", 2),
-    *each(lambda v: study(progress=v), "progress", 2),
-    *each(lambda v: study(n_jobs=v), "n_jobs", 0, 1.5),
+    *[(score, dict(truth=TRUTH, model=KDE, n=9), dict(
+        truth=[None], model=["Moons"], n=[1], seed=[-1]))
+      for score in (s.kl_divergence, s.total_variation)],
+    (s.entropy, dict(density=TRUTH, n=9), dict(
+        density=[None], n=[1], seed=[-1])),
+    (s.grid_entropy, dict(density=TRUTH, size=9), dict(
+        density=[None], size=[0])),
+    (s.mean_interval, dict(values=[1, 2], level=0.9), dict(
+        values=["abc", 3, Says(None, "nan"), [], Says([1, NAN], "nan"),
+                Says([1, INF], "inf"), Says([[1, 2]], r"\[1\., 2\.\]")],
+        level=[0, 1, NAN, "0.9"])),
+    (partial(s.holm_intervals, {"a": [1, 2]}), {}, dict(level=[1])),
+    (lambda values: s.holm_intervals({"a": values}), dict(values=[1, 2]), dict(
+        values=[Says([1, NAN], "nan")])),
+    (partial(s.verdict, "claim"), dict(interval=s.Interval(1, 0, 2)), dict(
+        interval=[None, (0.1, 0.0, 0.2)])),
+    (partial(s.sweep, progress=False), dict(
+        settings=[SETTING], seeds=1, points=9), dict(
+        settings=[[], SETTING, "Moons", [3]], seeds=[0], points=[1],
+        results=[2], n_jobs=[0, 1.5])),
+    (partial(s.sweep, [SETTING]), None, dict(progress=[2])),
+    (s.sweep, None, dict(setting=[
+        Says([SETTING | {"dept": 3}], "dept.*num_layers"),
+        Says([SETTING | {"seed": 3}], "seed"),
+        Says([{"dist_type": "Moons", "epochs": 1}], r"lacks .'num_layers'")])),
 ]
 # fmt: on
 
 
-@pytest.mark.parametrize(
-    "call, name, value",
-    [
-        pytest.param(*case, id=f"{k} {case[1]} {case[2]}"[:50])
-        for k, case in enumerate(KINDS + ARGUMENTS)
-    ],
-)
-def test_bad_argument_is_refused_by_name_and_value(call, name, value):
+def cases():
+    for call, good, bad in CALLS:
+        for name, values in bad.items():
+            for value in values:
+                shown = getattr(call, "func", call).__qualname__
+                yield pytest.param(call, good, name, value, id=shown)
+
+
+@pytest.mark.parametrize("call, good, name, value", [*cases()])
+def test_bad_argument_is_refused_by_name_and_value(call, good, name, value):
+    said = words(value)
+    if isinstance(value, Says):
+        value, said = value.value, value.words
     held, start = POINTS.clone(), time.process_time()
+    argument = "settings" if name == "setting" else name
     with pytest.raises((ValueError, TypeError)) as error:
-        call()
+        call(**(good or {}) | {argument: value})
     assert time.process_time() - start < 1
     message = str(error.value)
-    assert re.search(rf"\b{name}", message, re.DOTALL), message
-    assert re.search(value, message, re.DOTALL), message
+    assert re.search(rf"\b{name}.*{said}", message, re.DOTALL), message
     assert torch.equal(held, POINTS)
+
+
+@pytest.mark.parametrize("call, good", [
+    case[:2] for case in CALLS if case[1] is not None
+])  # fmt: skip
+def test_good_arguments_are_taken(call, good):
+    call(**good)
