@@ -6,10 +6,6 @@ from scipy import stats
 
 from helpers import CouplingFlow, Grid
 
-# Every goodness-of-fit test fails a correct program once in a million
-# seeds; the seeds are fixed.
-FALSE_ALARM = 1e-6
-
 
 def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
               dtype=torch.float64, **options):  # fmt: skip
@@ -69,10 +65,11 @@ def cell_masses(density, grid, fine):
     return blocks.sum((1, 3)).numpy() * finer.cell_area
 
 
-def goodness_of_fit(samples, masses, grid):
-    """p-value of Pearson's chi-square: do samples (n, 2) fall into the
-    grid's cells as the masses (size, size) say? Cells that expect fewer
-    than 10, and all that lies outside the grid, count as one."""
+def follow(samples, masses, grid):
+    """Pearson's chi-square: do samples (n, 2) fall into the grid's cells as
+    the masses (size, size) say? Cells that expect fewer than 10, and all
+    that lies outside the grid, count as one. It is wrong about a correct
+    program once in a million seeds; the seeds are fixed."""
     x, y = np.asarray(samples, dtype=float).T
     counts, _, _ = np.histogram2d(
         y, x, bins=grid.size, range=[grid.ylim, grid.xlim]
@@ -83,4 +80,4 @@ def goodness_of_fit(samples, masses, grid):
     rest = len(x) - expected.sum()
     if rest >= 10:
         statistic += (len(x) - observed.sum() - rest) ** 2 / rest
-    return stats.chi2.sf(statistic, kept.sum())
+    return stats.chi2.sf(statistic, kept.sum()) > 1e-6

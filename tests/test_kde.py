@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from helpers import (
-    GaussianKDE,
-    Grid,
-    ToyDataset,
-    leave_one_out,
-    reference_bandwidth,
-    select_bandwidth,
-    sharpen,
-)
+import helpers
+from helpers import GaussianKDE, leave_one_out, select_bandwidth, sharpen
 
 seeds = st.integers(0, 10**6)
 DIMENSIONS = 1, 2, 3, 5
@@ -128,7 +121,7 @@ def test_grid_path_equals_point_path(kind, N):
         "swapped": [[0, 0.2], [0.7, 0]],
         "full": bandwidth_matrix(N),
     }[kind]
-    kde, grid = GaussianKDE(draw(N, N), H), Grid((-4, 3), (-3, 5), 41)
+    kde, grid = GaussianKDE(draw(N, N), H), helpers.Grid((-4, 3), (-3, 5), 41)
     image = kde.density(grid)
     assert image.shape == (41, 41)
     expected = kde.log_probability(grid.points).exp()
@@ -161,7 +154,11 @@ def test_ladder_of_bandwidths_equals_the_direct_formula(d):
     """From one rung to the next but one a kernel is squared; N = 1500 in
     parts of 87 rows."""
     samples = draw(d, 1500 if d == 2 else 100, d=d)
-    ladder = reference_bandwidth(samples) * 1.2 * 2.0 ** (-np.arange(16) / 4)
+    ladder = (
+        helpers.reference_bandwidth(samples)
+        * 1.2
+        * 2.0 ** (-np.arange(16) / 4)
+    )
     expected = [direct_leave_one_out(samples, h) for h in ladder[::5]]
     actual = leave_one_out(samples, ladder)
     np.testing.assert_allclose(actual[::5], expected, rtol=1e-12, atol=1e-12)
@@ -171,7 +168,7 @@ def test_ladder_of_bandwidths_equals_the_direct_formula(d):
 
 
 def test_select_bandwidth_is_the_best_candidate():
-    samples = ToyDataset("GaussiansRot", 300).data
+    samples = helpers.ToyDataset("GaussiansRot", 300).data
     candidates = [0.02, 0.1, 0.2, 0.4, 1.0]
     scores = leave_one_out(samples, candidates)
     best = candidates[scores.argmax()]
@@ -191,15 +188,17 @@ def test_reference_bandwidth_is_silvermans_rule(N, d):
     scale = np.minimum(spread, quartiles).mean()
     rule = stats.gaussian_kde(samples.T, "silverman").factor
     # 1.349 for twice the quartile of a normal, 1.34898: 2e-5.
-    assert reference_bandwidth(samples) == pytest.approx(scale * rule, 2e-5)
+    assert helpers.reference_bandwidth(samples) == pytest.approx(
+        scale * rule, 2e-5
+    )
 
 
 def test_reference_bandwidth_minds_no_outlier():
     samples = draw(0, 500)
     outlier = np.vstack([samples, [[1e6, 1e6]]])
     # A mean and standard deviation would grow by a factor of 4e4.
-    assert reference_bandwidth(outlier) == pytest.approx(
-        reference_bandwidth(samples), rel=0.05
+    assert helpers.reference_bandwidth(outlier) == pytest.approx(
+        helpers.reference_bandwidth(samples), rel=0.05
     )
 
 
@@ -240,11 +239,11 @@ def test_sharpening_keeps_the_variance_of_a_gaussian(step, ratio):
 
 MEMORY = """
 import re, sys, torch
-from helpers import GaussianKDE, Grid
+from helpers import GaussianKDE, helpers.Grid
 N, H = int(sys.argv[1]), eval(sys.argv[2])
 generator = torch.Generator().manual_seed(0)
 samples = torch.randn(N, 2, generator=generator, dtype=torch.float64)
-grid = Grid((-3, 3), (-3, 3), 100)
+grid = helpers.Grid((-3, 3), (-3, 3), 100)
 def both(samples, points):
     kde = GaussianKDE(samples, H)
     return kde.density(grid) if H == 0.1 else kde.log_probability(points)

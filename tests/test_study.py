@@ -18,30 +18,9 @@ from scipy import stats
 import helpers
 import study
 import training
-from helpers import (
-    DISTRIBUTIONS,
-    CouplingFlow,
-    GaussianKDE,
-    GaussianMixture,
-    Grid,
-    ToyDataset,
-    toy_distribution,
-)
-from study import (
-    Estimate,
-    Interval,
-    entropy,
-    grid_entropy,
-    holm_intervals,
-    kl_divergence,
-    mean_interval,
-    student_mass,
-    student_t,
-    sweep,
-    total_variation,
-    verdict,
-)
-from training import TrainingResult, train
+from helpers import GaussianMixture, toy_distribution
+from study import kl_divergence, mean_interval, sweep, total_variation
+from training import train
 
 
 @pytest.mark.parametrize("module", [helpers, training, study])
@@ -63,18 +42,15 @@ def normal_kl(m, s, n, t):
     return d * (math.log(t / s) + ((s / t) ** 2 - 1) / 2) + d2 / (2 * t**2)
 
 
-NORMALS = pytest.mark.parametrize("m, s, n, t", [
+@pytest.mark.parametrize("m, s, n, t", [
     ((0, 0), 1.0, (0.5, -1), 2.0), ((1, 2), 0.3, (1, 2), 0.4),
     ((0,), 2.0, (1,), 1.5), ((3, 0, 1, 0, 0), 0.5, (0,) * 5, 1.0),
 ])  # fmt: skip
-
-
-@NORMALS
 def test_kl_is_the_closed_form(m, s, n, t):
     """And not that of the arguments swapped."""
     estimate = kl_divergence(normal(m, s), normal(n, t), 20_000)
     expected, swapped = normal_kl(m, s, n, t), normal_kl(n, t, m, s)
-    assert estimate == Estimate(estimate.value, estimate.standard_error)
+    assert estimate == study.Estimate(estimate.value, estimate.standard_error)
     allowed = 5 * estimate.standard_error
     assert abs(estimate.value - expected) < allowed
     assert abs(expected - swapped) > allowed
@@ -98,19 +74,16 @@ def test_standard_error_is_calibrated(score):
     assert more == pytest.approx(errors.mean() / 10, rel=0.1)
 
 
-def grid_total_variation(p, q, grid):
-    gap = (p.density(grid) - q.density(grid)).abs().sum()
-    return 0.5 * gap.item() * grid.cell_area
-
-
 @pytest.mark.parametrize("p, q", [
     (normal((0, 0), 1.0), normal((1, 0), 1.5)),
     (toy_distribution("GaussiansRot", 3), normal((0, 0), 2.0)),
-    (toy_distribution("Moons"), GaussianKDE([(0, 0.5), (1, 0)], 0.5)),
+    (toy_distribution("Moons"), helpers.GaussianKDE([(0, 0.5), (1, 0)], 0.5)),
 ])  # fmt: skip
 def test_total_variation_is_the_grids_integral(p, q):
     """160 cells across 16 units: the midpoint rule is good to 1e-3."""
-    expected = grid_total_variation(p, q, Grid((-8, 8), (-8, 8), 160))
+    grid = helpers.Grid((-8, 8), (-8, 8), 160)
+    gap = (p.density(grid) - q.density(grid)).abs().sum()
+    expected = 0.5 * gap.item() * grid.cell_area
     for one, other in ((p, q), (q, p)):  # symmetric
         estimate = total_variation(one, other, 20_000)
         allowed = 5 * estimate.standard_error + 1e-3
@@ -125,7 +98,7 @@ def test_total_variation_reaches_one_where_nothing_overlaps():
 
 @pytest.mark.parametrize("sigma, d", [(0.2, 2), (7.0, 1), (1.0, 5)])
 def test_entropy_is_the_closed_form(sigma, d):
-    estimate = entropy(normal([3] * d, sigma), 20_000)
+    estimate = study.entropy(normal([3] * d, sigma), 20_000)
     expected = d / 2 * math.log(2 * math.pi * math.e * sigma**2)
     assert abs(estimate.value - expected) < 5 * estimate.standard_error
     # -log p varies by sqrt(d / 2) nats, whatever sigma.
@@ -135,24 +108,21 @@ def test_entropy_is_the_closed_form(sigma, d):
 
 def test_scores_of_an_ensemble_are_its_members():
     truth, flow = toy_distribution("GaussiansGrid"), make_flow(2, 3, size=0.1)
-    for score in (
-        partial(kl_divergence, truth), partial(total_variation, truth), entropy
-    ):  # fmt: skip
+    kl, tv = partial(kl_divergence, truth), partial(total_variation, truth)
+    for score in (kl, tv, study.entropy):
         many = score(flow, 9000)  # in parts
         assert many.value.shape == many.standard_error.shape == (3,)
         for i in range(3):
             own = score(flow.member(i), 9000)
-            assert many.value[i].item() == pytest.approx(own.value)
-            assert many.standard_error[i].item() == pytest.approx(
-                own.standard_error
-            )
+            both = many.value[i].item(), many.standard_error[i].item()
+            assert both == pytest.approx(own)
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("name", helpers.DISTRIBUTIONS)
 def test_entropy_on_a_grid_is_that_of_samples(name):
     truth = toy_distribution(name)
-    value, error = entropy(truth, 40_000)
-    assert abs(grid_entropy(truth) - value) < 4 * error
+    value, error = study.entropy(truth, 40_000)
+    assert abs(study.grid_entropy(truth) - value) < 4 * error
 
 
 # Intervals and verdicts
@@ -161,10 +131,9 @@ def test_entropy_on_a_grid_is_that_of_samples(name):
 @pytest.mark.parametrize("degrees", [1, 2, 3, 7, 50, 999])
 def test_student_t_is_scipys(degrees):
     for level in (0.01, 0.5, 0.95, 0.999):
-        t = student_t(level, degrees)
         expected = stats.t.ppf((1 + level) / 2, degrees)
+        t = study.student_t(level, degrees)
         assert t == pytest.approx(expected, rel=1e-9)
-        assert student_mass(t, degrees) == pytest.approx(level, rel=1e-12)
 
 
 @pytest.mark.parametrize("n, level", [(2, 0.95), (8, 0.5), (50, 0.99)])
@@ -200,7 +169,7 @@ def test_holm_intervals_decide_as_holm_does(random):
             f"claim {k}": random.normal(size=6) + random.uniform(-3, 3)
             for k in range(m)
         }
-        intervals = holm_intervals(values, 0.9)
+        intervals = study.holm_intervals(values, 0.9)
         assert list(intervals) == list(values)
         p = {c: stats.ttest_1samp(v, 0).pvalue for c, v in values.items()}
         rejecting, allowed = True, 0.1
@@ -213,7 +182,7 @@ def test_holm_intervals_decide_as_holm_does(random):
             assert interval == pytest.approx(
                 mean_interval(values[claim], 1 - allowed)
             )
-    assert holm_intervals({"one": [1.0], "two": [1.0, 1.0]}) == {
+    assert study.holm_intervals({"one": [1.0], "two": [1.0, 1.0]}) == {
         "one": (1, -math.inf, math.inf), "two": (1, 1, 1)
     }  # fmt: skip
 
@@ -226,8 +195,8 @@ def test_holm_intervals_decide_as_holm_does(random):
     (-0.3, 0.0, "undecided, -0.150 [-0.300, 0.000]"),
 ])  # fmt: skip
 def test_verdict_has_three_answers(low, high, answer):
-    interval = Interval((low + high) / 2, low, high)
-    assert verdict("More is better", interval) == f"More is better: {answer}"
+    interval = study.Interval((low + high) / 2, low, high)
+    assert study.verdict("More helps", interval) == f"More helps: {answer}"
 
 
 # Sweep
@@ -274,15 +243,14 @@ def test_sweep_has_a_row_a_run(serial):
             assert (table[name][table.setting == k] == value).all()
     assert (table.kl_se > 0).all() and (table.seconds > 0).all()
     assert len(results) == 3
-    assert all(isinstance(result, TrainingResult) for result in results)
 
 
 def test_sweep_runs_what_a_hand_would_run(serial):
     """One seed alone: own data, weights and noise; float32."""
     table, results = serial
     for seed in (0, 1):
-        dataset = ToyDataset("GaussiansRot", 60, seed, num_gaussians=3)
-        flow = CouplingFlow(1, seed=seed, hidden=4)
+        dataset = helpers.ToyDataset("GaussiansRot", 60, seed, num_gaussians=3)
+        flow = helpers.CouplingFlow(1, seed=seed, hidden=4)
         result = train(flow, dataset, 2, seed=seed, progress=False)
         score = kl_divergence(dataset.distribution, result.flow, 500)
         row = table.iloc[seed]
@@ -292,10 +260,9 @@ def test_sweep_runs_what_a_hand_would_run(serial):
         assert row.best_epoch == result.best_epoch
         # Two networks: 1 -> 4 -> 4 -> 1 with their biases.
         assert row.parameters == 2 * (8 + 20 + 5)
-    again = kl_divergence(
-        toy_distribution("Moons"), results[2].flow, 500
-    ).value.tolist()
-    assert table.kl[table.setting == 2].tolist() == pytest.approx(again)
+    again = kl_divergence(toy_distribution("Moons"), results[2].flow, 500)
+    own = table.kl[table.setting == 2].tolist()
+    assert own == pytest.approx(again.value.tolist())
 
 
 def test_failed_setting_is_a_row_and_the_others_survive(serial):
@@ -314,7 +281,7 @@ def test_failed_setting_is_a_row_and_the_others_survive(serial):
 
 
 def test_diverged_run_says_so(monkeypatch):
-    original = CouplingFlow.__init__
+    original = helpers.CouplingFlow.__init__
 
     def broken(self, *args, **options):
         original(self, *args, **options)
@@ -322,7 +289,7 @@ def test_diverged_run_says_so(monkeypatch):
             for parameter in self.parameters():
                 parameter[1] = 1e20
 
-    monkeypatch.setattr(CouplingFlow, "__init__", broken)
+    monkeypatch.setattr(helpers.CouplingFlow, "__init__", broken)
     table = sweep([setting(bound=None)], n_jobs=1, **OPTIONS)
     assert table.status.tolist() == ["ok", "diverged"]
     assert math.isfinite(table.kl[0])

@@ -10,21 +10,8 @@ import torch
 from checks import normal_points
 from scipy import stats
 
-from helpers import (
-    COUPLINGS,
-    SCORING,
-    TRAINING,
-    WEIGHTS,
-    CouplingFlow,
-    GaussianMixture,
-    Grid,
-    ToyDataset,
-    random_generator,
-    reference_bandwidth,
-    select_bandwidth,
-    sharpen,
-    toy_distribution,
-)
+import helpers
+from helpers import COUPLINGS, CouplingFlow, ToyDataset
 from study import kl_divergence
 from training import train
 
@@ -41,7 +28,7 @@ def data(N=100, seed=0, d=2):
     if d == 2:
         return ToyDataset("GaussiansRot", N, seed, num_gaussians=3).data
     means = 2 * normal_points(3, d=d)
-    return ToyDataset(GaussianMixture(means, 0.4), N, seed).data
+    return ToyDataset(helpers.GaussianMixture(means, 0.4), N, seed).data
 
 
 def quick(flow, points, epochs=4, **options):
@@ -155,10 +142,10 @@ def test_jitter_draws_from_the_kernel_estimate(members, sharpened, jitter):
         learning_rate=1e-300, average=0, batch_size=256,
     )  # fmt: skip
     fitted, S = points[:180], members or 1
-    h = jitter * select_bandwidth(fitted)
+    h = jitter * helpers.select_bandwidth(fitted)
     widths = torch.as_tensor(result.jitter).reshape(S).tolist()
     assert widths == pytest.approx([h] * S)
-    centres = sharpen(fitted, h) if sharpened else fitted
+    centres = helpers.sharpen(fitted, h) if sharpened else fitted
     # Each kernel equally often, as in every epoch.
     x = (centres + h * normal_points(300, 180, seed=5)).reshape(-1, 2)
     with torch.no_grad():
@@ -176,7 +163,7 @@ def test_bandwidth_of_many_points_is_that_of_2000_scaled(d):
     """By the rate at which the best h falls, N^(-1 / (d + 4))."""
     points = data(3000, d=d)  # of which 2700 are fitted
     result = quick(small_flow(dim=d), points, 1, jitter=1.0, batch_size=900)
-    expected = select_bandwidth(points[:2000]) * 1.35 ** (-1 / (d + 4))
+    expected = helpers.select_bandwidth(points[:2000]) * 1.35 ** (-1 / (d + 4))
     assert result.jitter == pytest.approx(expected)
 
 
@@ -329,14 +316,14 @@ def test_data_may_come_as_a_dataset_points_or_lists():
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("d", [2, 3])
 def test_trained_flow_is_nearer_the_truth_than_a_gaussian(coupling, d):
-    truth = toy_distribution("GaussiansRot", 3)
+    truth = helpers.toy_distribution("GaussiansRot", 3)
     if d == 3:
-        truth = GaussianMixture(2.5 * torch.eye(3), 0.3)
+        truth = helpers.GaussianMixture(2.5 * torch.eye(3), 0.3)
     points = ToyDataset(truth, 800).data
     flow = CouplingFlow(4, coupling=coupling, hidden=16, dim=d)
     result = train(flow, points, 60, progress=False)
     mean, covariance = points.mean(0).tolist(), points.T.cov().tolist()
-    normal = GaussianMixture([mean], covariances=[covariance])
+    normal = helpers.GaussianMixture([mean], covariances=[covariance])
     start, gauss, trained = (
         kl_divergence(truth, model, 10_000)
         for model in (flow, normal, result.flow)
@@ -427,7 +414,7 @@ def test_one_outlier_does_not_hide_the_rest(where, coupling):
     noise stays within the candidates of the robust rule; the likelihood
     that chooses among them is not robust."""
     points = data(200)
-    widest = 1.5 * 1.2 * reference_bandwidth(points)
+    widest = 1.5 * 1.2 * helpers.reference_bandwidth(points)
     points[0 if where == "fitted" else -1] = 1e4
     flow = small_flow(coupling=coupling)
     result = quick(flow, points, 10)
@@ -472,9 +459,9 @@ def test_held_out_loss_that_is_never_finite_is_an_error():
 def test_data_weights_noise_and_scores_share_no_random_numbers():
     """Which a seed above its low 32 bits does not achieve."""
     first = {
-        torch.rand(1, generator=random_generator(seed, stream)).item()
+        torch.rand(1, generator=helpers.random_generator(seed, stream)).item()
         for seed in range(3)
-        for stream in (0, WEIGHTS, TRAINING, SCORING)
+        for stream in (0, helpers.WEIGHTS, helpers.TRAINING, helpers.SCORING)
     }
     assert len(first) == 12
 
@@ -483,11 +470,11 @@ def test_data_weights_noise_and_scores_share_no_random_numbers():
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_everything_works_on_a_gpu(coupling):
     flow = small_flow(2, coupling=coupling).to("cuda")
-    truth = toy_distribution("GaussiansRot", 3)
+    truth = helpers.toy_distribution("GaussiansRot", 3)
     result = quick(flow, data())
     assert result.flow.log_probability(data()).is_cuda
     assert kl_divergence(truth, result.flow, 1000).value.isfinite().all()
-    alone, grid = result.flow.member(1), Grid((0, 1), (0, 1), 3)
+    alone, grid = result.flow.member(1), helpers.Grid((0, 1), (0, 1), 3)
     assert alone.sample(3).is_cuda and alone.density(grid).is_cuda
     cpu = quick(small_flow(2, coupling=coupling), data())
     torch.testing.assert_close(
