@@ -53,12 +53,14 @@ def assert_close(actual, expected, tolerance=1e-9):
                                atol=tolerance)  # fmt: skip
 
 
-@given(seed=seeds, N=st.integers(1, 400), d=st.sampled_from(DIMENSIONS))
-@settings(max_examples=40)
-def test_kde_is_the_assignments_sum(seed, N, d):
+@given(seed=seeds, N=st.integers(1, 400), d=st.sampled_from(DIMENSIONS),
+       scale=st.sampled_from([1, 3, 100, 1e4]))  # fmt: skip
+@settings(max_examples=60)
+def test_kde_is_the_assignments_sum_also_in_the_tails(seed, N, d, scale):
     samples, H = draw(seed, N, d=d), bandwidth_matrix(seed, d)
-    x = draw(seed + 1, 30, 2.0, d)
+    x = draw(seed + 1, 30, scale, d)
     actual = GaussianKDE(samples, H).log_probability(x)
+    assert torch.isfinite(actual).all()
     assert_close(actual, direct_sum(samples, H, x))
 
 
@@ -92,17 +94,6 @@ def test_a_number_h_means_h_times_identity():
     assert torch.equal(whole, GaussianKDE(samples, 1.0).log_probability(x))
 
 
-@given(seed=seeds, distance=st.floats(1, 1e4))
-@settings(max_examples=25)
-def test_tails_are_finite_and_exact(seed, distance):
-    samples, H = draw(seed, 50), bandwidth_matrix(seed)
-    direction = draw(seed + 1, 10)
-    x = direction / np.linalg.norm(direction, axis=1)[:, None] * distance
-    actual = GaussianKDE(samples, H).log_probability(x)
-    assert torch.isfinite(actual).all()
-    assert_close(actual, direct_sum(samples, H, x))
-
-
 def test_kde_keeps_its_digits_far_from_the_origin():
     shift = np.array([2.0**20, -(2.0**20)])
     samples = np.round(draw(0, 100) * 1024) / 1024  # exact after the shift
@@ -127,10 +118,6 @@ def test_grid_path_equals_point_path(kind, N):
     expected = kde.log_probability(grid.points).exp()
     error = (image.flatten() - expected).abs().max() / expected.max()
     assert error < 1e-9
-    H = np.eye(2) * H if kind == "number" else H
-    direct = np.exp(direct_sum(kde.samples, H, grid.points[::97]))
-    error = np.abs(image.flatten()[::97].numpy() - direct)
-    assert error.max() < 1e-9 * expected.max()
 
 
 def direct_leave_one_out(samples, h):
@@ -212,16 +199,6 @@ def test_sharpen_moves_towards_the_kernel_mean(N, d):
     actual = sharpen(samples, h, step=0.3)
     expected = 0.7 * samples + 0.3 * mean
     np.testing.assert_allclose(actual, expected, atol=1e-12)
-
-
-def test_sharpen_is_a_step_up_the_log_density():
-    """m(x) - x = h^2 times the gradient of log f, by autograd."""
-    samples, h = torch.from_numpy(draw(0, 80)), 0.5
-    x = samples.clone().requires_grad_()
-    log_f = GaussianKDE(samples, h).log_probability(x).sum()
-    (gradient,) = torch.autograd.grad(log_f, x)
-    expected = samples + h**2 * gradient
-    torch.testing.assert_close(sharpen(samples, h), expected)
 
 
 @pytest.mark.parametrize("step, ratio", [(0.5, 0.1), (1.0, 1 / 1.2720)])

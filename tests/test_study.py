@@ -128,15 +128,9 @@ def test_entropy_on_a_grid_is_that_of_samples(name):
 # Intervals and verdicts
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 7, 50, 999])
-def test_student_t_is_scipys(degrees):
-    for level in (0.01, 0.5, 0.95, 0.999):
-        expected = stats.t.ppf((1 + level) / 2, degrees)
-        t = study.student_t(level, degrees)
-        assert t == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("n, level", [(2, 0.95), (8, 0.5), (50, 0.99)])
+@pytest.mark.parametrize("n, level", [
+    (2, 0.95), (3, 0.999), (4, 0.01), (8, 0.5), (51, 0.99), (1000, 0.95),
+])  # fmt: skip
 def test_mean_interval_is_scipys(n, level, random):
     values = random.normal(size=n) + 3
     interval = mean_interval(values.tolist(), level)
@@ -150,15 +144,6 @@ def test_mean_interval_is_scipys(n, level, random):
 def test_mean_interval_of_constant_and_of_single_values():
     assert mean_interval([2.0, 2.0, 2.0]) == (2, 2, 2)
     assert mean_interval([3]) == (3, -math.inf, math.inf)
-
-
-@pytest.mark.parametrize("n", [4, 8])
-def test_mean_interval_covers_the_mean_as_often_as_it_says(n, random):
-    """Of 2000 intervals, known to 0.5 per cent; a bootstrap's percentiles
-    would cover it in 78 and 89 per cent."""
-    runs = [mean_interval(random.normal(size=n)) for _ in range(2000)]
-    hits = sum(low < 0 < high for _, low, high in runs) / 2000
-    assert hits == pytest.approx(0.95, abs=0.015)
 
 
 def test_holm_intervals_decide_as_holm_does(random):
