@@ -111,12 +111,12 @@ def test_shuffled_epoch_holds_every_point_once():
     torch.testing.assert_close(
         result.train_losses, expected.expand(4), rtol=1e-12, atol=0
     )
-    # Any order: it changes what is learnt, in every epoch anew.
-    results = [
-        quick(small_flow(), data(), **dict(PLAIN, shuffle=s))
+    # Any order: it changes what is learnt.
+    one, other = (
+        quick(small_flow(), data(), **PLAIN | {"shuffle": s}).train_losses
         for s in (False, True)
-    ]
-    assert not torch.equal(results[0].train_losses, results[1].train_losses)
+    )
+    assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,13 @@ def test_used_epoch_is_the_last_within_a_standard_error(
 
 
 @pytest.mark.parametrize("members, shape", [(None, ()), (3, (3,))])
-def test_result_has_the_shapes_it_says(members, shape):
-    result = quick(small_flow(members), data())
+def test_result_has_its_shapes_and_the_flow_is_left_as_it_was(members, shape):
+    flow, points = small_flow(members), data()
+    before, held = weights(flow).clone(), points.clone()
+    result = quick(flow, points)
+    assert torch.equal(weights(flow), before) and torch.equal(points, held)
+    assert all(p.grad is None for p in flow.parameters())
+    assert not torch.equal(before, weights(result.flow))
     for losses in (result.train_losses, result.valid_losses):
         assert losses.shape == (4, *shape) and not losses.requires_grad
     kinds = dict(best_epoch=int, used_epoch=int, best_valid_loss=float,
@@ -224,35 +229,18 @@ def test_result_has_the_shapes_it_says(members, shape):
         entry = getattr(result, name)
         assert entry.shape == shape if members else isinstance(entry, kind)
     assert not torch.as_tensor(result.diverged).any()
-    assert result.interrupted is False
-    assert 0 < result.seconds < 60
-
-
-def test_flow_is_left_as_it_was():
-    flow, points = small_flow(2), data()
-    before, held = weights(flow).clone(), points.clone()
-    result = quick(flow, points)
-    assert torch.equal(weights(flow), before) and torch.equal(points, held)
-    assert all(p.grad is None for p in flow.parameters())
-    assert not torch.equal(before, weights(result.flow))
-    ours = {p.data_ptr() for p in flow.parameters()}
-    assert not ours & {p.data_ptr() for p in result.flow.parameters()}
+    assert result.interrupted is False and 0 < result.seconds < 60
 
 
 # The same again
 
 
 def test_same_seed_gives_the_same_bits_whatever_ran_before():
+    """And no test touches a global generator."""
     first = quick(small_flow(2), data(), seed=3)
-    held = np.random.get_state()
-    with torch.random.fork_rng():
-        torch.manual_seed(99), np.random.seed(99)
-        quick(small_flow(2, seed=4), data(70), seed=9)
-        torch.rand(17), np.random.rand(17)
-        again = quick(small_flow(2), data(), seed=3)
-    np.random.set_state(held)
-    assert same(first, again)
-    assert not same(first, quick(small_flow(2), data(), seed=4))
+    other = quick(small_flow(2), data(), seed=4)
+    assert same(first, quick(small_flow(2), data(), seed=3))
+    assert not same(first, other)
     generators = (torch.Generator().manual_seed(5) for _ in range(2))
     assert same(*(quick(small_flow(2), data(), seed=g) for g in generators))
 
@@ -287,17 +275,13 @@ def test_member_alone_is_trained_as_in_the_ensemble(
 def test_data_may_come_as_a_dataset_points_or_lists():
     dataset = ToyDataset("GaussiansRot", 100, num_gaussians=3)
     points, flow = dataset.data, small_flow(2)
-    first = quick(flow, dataset)
+    first = quick(flow, dataset).train_losses
     for other in (
-        points, points.numpy(), points.tolist(), [dataset, dataset],
-        [points, points.numpy()], (points, dataset),
-        torch.stack([points, points]),
+        points, points.numpy(), points.tolist(), [dataset, points.numpy()],
+        (points, dataset), torch.stack([points, points]),
     ):  # fmt: skip
-        close = dict(rtol=1e-4, atol=1e-4)  # float32, other strides
-        result = quick(flow, other)
-        torch.testing.assert_close(
-            first.train_losses, result.train_losses, **close
-        )
+        own = quick(flow, other).train_losses
+        torch.testing.assert_close(first, own, rtol=1e-4, atol=1e-4)
 
 
 # What it survives
@@ -351,14 +335,11 @@ def test_diverging_member_is_reported_and_the_others_are_not_disturbed():
     assert result.diverged.tolist() == [False, True, False]
     assert not calm.diverged.any()
     for i in (0, 2):
-        assert torch.equal(
-            weights(result.flow.member(i)), weights(calm.flow.member(i))
-        )
-        for name in ("train_losses", "valid_losses"):
-            own = getattr(result, name)[:, i]
-            assert torch.equal(own, getattr(calm, name)[:, i])
-        assert result.used_epoch[i] == calm.used_epoch[i]
-        assert result.best_valid_loss[i] == calm.best_valid_loss[i]
+        one, other = (weights(r.flow.member(i)) for r in (result, calm))
+        assert torch.equal(one, other)
+        for name in ("train_losses", "valid_losses", "used_epoch"):
+            one, other = (getattr(r, name)[..., i] for r in (result, calm))
+            assert torch.equal(one, other)
     assert not result.train_losses[:, 1].isfinite().any()
 
 
@@ -378,9 +359,8 @@ def test_all_diverging_names_the_epoch_and_a_remedy(members):
 @pytest.mark.parametrize("where", ["fitted", "held out"])
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_one_outlier_does_not_hide_the_rest(where, coupling):
-    """The rest is fitted better than by the flow at the start, and the
-    noise stays within the candidates of the robust rule; the likelihood
-    that chooses among them is not robust."""
+    """The rest is fitted, and the noise stays within the candidates of the
+    robust rule; the likelihood that chooses among them is not robust."""
     points = data(200)
     widest = 1.5 * 1.2 * helpers.reference_bandwidth(points)
     points[0 if where == "fitted" else -1] = 1e4
@@ -388,20 +368,17 @@ def test_one_outlier_does_not_hide_the_rest(where, coupling):
     result = quick(flow, points, 10)
     assert result.jitter < 1.3 * widest  # quartiles for deviations
     assert result.valid_losses.isfinite().all()
-    loss, at_start = (
-        -f.log_probability(points[1:-1]).mean().item()
-        for f in (result.flow, flow)
-    )
-    assert loss < at_start - 0.05
+    gain = [f.log_probability(points[1:-1]).mean().item()
+            for f in (flow, result.flow)]  # fmt: skip
+    assert gain[1] > gain[0] + 0.05
 
 
 def test_constant_data_is_refused_with_noise_and_trains_without():
     points = torch.ones(50, 2)
     with pytest.raises(ValueError, match=r"must differ.*\[1.0, 1.0\]"):
         quick(small_flow(), points)
-    result = quick(small_flow(), points, jitter=0)
-    assert result.train_losses.isfinite().all()
-    assert result.train_losses[-1] < result.train_losses[0]
+    losses = quick(small_flow(), points, jitter=0).train_losses
+    assert losses.isfinite().all() and losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("members", [None, 2])
@@ -438,10 +415,9 @@ def test_data_weights_noise_and_scores_share_no_random_numbers():
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_everything_works_on_a_gpu(coupling):
     flow = small_flow(2, coupling=coupling).to("cuda")
-    truth = helpers.toy_distribution("GaussiansRot", 3)
     result = quick(flow, data())
     assert result.flow.log_probability(data()).is_cuda
-    assert kl_divergence(truth, result.flow, 1000).value.isfinite().all()
+    assert kl_divergence(helpers.Moons(), result.flow).value.isfinite().all()
     alone, grid = result.flow.member(1), helpers.Grid((0, 1), (0, 1), 3)
     assert alone.sample(3).is_cuda and alone.density(grid).is_cuda
     cpu = quick(small_flow(2, coupling=coupling), data())
