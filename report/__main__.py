@@ -65,12 +65,13 @@ def choose(options, paths):
     return values
 
 
-def execute(path, values, work, row):
+def execute(path, values, work):
     """A notebook as a run of a copy in work leaves it."""
     try:
         return papermill.execute_notebook(
             path, work / path.name, values, cwd=path.parent,
-            progress_bar={"desc": path.name, "position": row},
+            progress_bar={"desc": path.name,
+                          "position": NAMES.index(path.name)},
         )  # fmt: skip
     except (papermill.PapermillExecutionError, RuntimeError) as error:
         raise Refused(f"{path.name} failed: {error}") from None
@@ -115,12 +116,13 @@ def bind(options, work):
     if options.execute or options.p:
         os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
         values = choose(options.p, paths)
-        jobs = [joblib.delayed(execute)(path, values[path], work, row)
-                for row, path in enumerate(paths)]  # fmt: skip
-        done = joblib.Parallel(2)(jobs[::-1])[::-1]  # the longest first
+        order = [paths[k] for k in (3, 0, 2, 1)]  # the longest first
+        jobs = [joblib.delayed(execute)(path, values[path], work)
+                for path in order]  # fmt: skip
+        done = dict(zip(order, joblib.Parallel(2)(jobs), strict=True))
     else:
-        done = [nbformat.read(path, as_version=4) for path in paths]
-    report = merge(dict(zip(NAMES, done, strict=True)))
+        done = {path: nbformat.read(path, as_version=4) for path in paths}
+    report = merge({path.name: done[path] for path in paths})
     about = {"metadata": {"path": str(folder)}}
     for kind in ReportExporter, ReportHTMLExporter:
         exporter = kind(code=options.code)

@@ -62,7 +62,7 @@ def test_sampler_follows_the_closed_form(density):
 def test_mixture_is_a_mean_of_normals(d, random):
     means, x = random.normal(size=(3, d)), random.normal(size=(50, d)) * 3
     roots = np.tril(random.normal(size=(3, d, d))) + 2 * np.eye(d)
-    many = roots @ roots.transpose(0, 2, 1)
+    many = np.rint(9 * roots @ roots.transpose(0, 2, 1)).astype(int)
     for mixture, covariances in (
         (GaussianMixture(means, 0.7), [0.49 * np.eye(d)] * 3),
         (GaussianMixture(means, covariances=many), many),
@@ -207,6 +207,8 @@ def test_density_image_is_upright(kind):
 def test_grid_around_is_the_smallest_square_with_its_margin(random):
     samples = random.normal(size=(100, 2)) * (1, 3) + (5, -2)
     grid = helpers.Grid.around(samples, size=10, margin=0.25)
+    assert grid.size == 10
+    assert helpers.Grid.around([(3, 4)]).extent == (2, 4, 3, 5)
     (x0, x1), (y0, y1) = grid.xlim, grid.ylim
     low, high = samples.min(0), samples.max(0)
     assert x1 - x0 == pytest.approx(y1 - y0)

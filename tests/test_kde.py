@@ -95,12 +95,17 @@ def test_a_number_h_means_h_times_identity():
 
 
 def test_kde_keeps_its_digits_far_from_the_origin():
-    shift = np.array([2.0**20, -(2.0**20)])
+    """Nor do its bandwidths, nor a sharpened sample."""
+    shift = np.array([2.0**30, -(2.0**29)])
     samples = np.round(draw(0, 100) * 1024) / 1024  # exact after the shift
     x = np.round(draw(1, 50) * 1024) / 1024
     near = GaussianKDE(samples, 0.1).log_probability(x)
     far = GaussianKDE(samples + shift, 0.1).log_probability(x + shift)
     assert_close(far, near)
+    assert_close(leave_one_out(samples + shift, [0.1, 0.7]),
+                 leave_one_out(samples, [0.1, 0.7]))  # fmt: skip
+    moved = sharpen(samples + shift, 0.3) - torch.from_numpy(shift)
+    assert abs(moved - sharpen(samples, 0.3)).max() < 1e-6  # an ulp
 
 
 @pytest.mark.parametrize("kind", ["number", "diagonal", "swapped", "full"])
@@ -162,6 +167,8 @@ def test_select_bandwidth_is_the_best_candidate():
     assert select_bandwidth(samples, candidates) == best
     assert select_bandwidth(samples, candidates[::-1]) == best
     assert scores.argmax() not in (0, 4)
+    for same in (torch.tensor(candidates), np.array(candidates)):
+        torch.testing.assert_close(leave_one_out(samples, same), scores)
     chosen = select_bandwidth(samples)
     assert leave_one_out(samples, [chosen]) >= scores.max() - 0.01
 
@@ -180,8 +187,10 @@ def test_reference_bandwidth_is_silvermans_rule(N, d):
     )
 
 
-def test_reference_bandwidth_minds_no_outlier():
+def test_reference_bandwidth_minds_neither_an_outlier_nor_repeats():
     samples = draw(0, 500)
+    repeats = np.vstack([samples, np.zeros((1500, 2))])
+    assert 0.1 < helpers.reference_bandwidth(repeats) < 0.5
     outlier = np.vstack([samples, [[1e6, 1e6]]])
     # A mean and standard deviation would grow by a factor of 4e4.
     assert helpers.reference_bandwidth(outlier) == pytest.approx(

@@ -56,10 +56,12 @@ def test_kl_is_the_closed_form(m, s, n, t):
     assert abs(expected - swapped) > allowed
 
 
-def test_kl_of_a_density_with_itself_is_zero():
+def test_scores_end_where_densities_are_equal_or_apart():
     truth = toy_distribution("Moons")
     assert kl_divergence(truth, truth, 100) == (0, 0)
     assert total_variation(truth, truth, 100) == (0, 0)
+    far = normal((0, 0), 0.1), normal((100, 0), 0.1)
+    assert total_variation(*far, 100) == (1, 0)
 
 
 @pytest.mark.parametrize("score", [kl_divergence, total_variation])
@@ -89,11 +91,6 @@ def test_total_variation_is_the_grids_integral(p, q):
         allowed = 5 * estimate.standard_error + 1e-3
         assert abs(estimate.value - expected) < allowed
         assert 0 < estimate.value < 1
-
-
-def test_total_variation_reaches_one_where_nothing_overlaps():
-    far = normal((0, 0), 0.1), normal((100, 0), 0.1)
-    assert total_variation(*far, 100) == (1, 0)
 
 
 @pytest.mark.parametrize("sigma, d", [(0.2, 2), (7.0, 1), (1.0, 5)])
@@ -360,9 +357,8 @@ def test_without_a_folder_nothing_is_kept(monkeypatch, tmp_path):
     assert ran == [0, 0] and not list(tmp_path.iterdir())
 
 
-def test_damaged_entry_is_trained_again_with_a_warning(
-    monkeypatch, folder, serial, caplog
-):
+def test_damaged_entry_is_trained_again(monkeypatch, folder, serial, caplog):
+    """With a warning."""
     run_all()
     entries = sorted(folder.rglob("output.pkl"))
     half = entries[2].read_bytes()[:2000]
@@ -376,9 +372,8 @@ def test_damaged_entry_is_trained_again_with_a_warning(
     assert ran == [0, 1, 2] and len(caplog.records) == 3
 
 
-def test_interrupted_sweep_keeps_what_is_ready_and_goes_on_there(
-    monkeypatch, folder, serial
-):
+def test_interrupted_sweep_goes_on_where_it_was(monkeypatch, folder, serial):
+    """And returns what is ready."""
     with monkeypatch.context() as first:
         count_runs(first, interrupt_at=2)
         with pytest.warns(UserWarning, match="interrupted: .* 2 of 3 settin"):
