@@ -951,7 +951,6 @@ def check_number(value, name, above=0.0, below=math.inf, or_equal=False):
 def check_flag(value, name):
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
-    return bool(value)
 
 
 def check_choice(value, name, known):
