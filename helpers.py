@@ -323,7 +323,7 @@ class GaussianKDE(Density):
         self.H = check_bandwidth(H, self.dim)
         self._centre = self.samples.mean(0)  # keeps digits far from 0
         self._scaled = self.scale(self.samples)
-        self._chunk = max(1, 2**17 // len(self.samples))
+        self._chunk = max(1, 2**16 // len(self.samples))
 
     def scale(self, x):
         """H^-1 x, from the samples' centre: (n, d) -> (d, n)."""
@@ -355,7 +355,7 @@ class GaussianKDE(Density):
             check_grid(grid).size, grid.size, dtype=torch.float64
         )
         with one_thread():
-            for part in self.samples.split(max(1, 2**17 // grid.size)):
+            for part in self.samples.split(max(1, 2**16 // grid.size)):
                 along_x = kernel_matrix(grid.x, part[:, 0], hx)
                 along_y = kernel_matrix(grid.y, part[:, 1], hy)
                 total += along_y @ along_x.T
@@ -375,7 +375,10 @@ def kernel_matrix(centres, samples, h):
 
 def squared_distances(a, b):
     """|a_i - b_j|^2 of points given as columns: (d, n), (d, m) -> (n, m)."""
-    return sum((u[:, None] - v).square_() for u, v in zip(a, b, strict=True))
+    total = 0
+    for u, v in zip(a, b, strict=True):
+        total = (u[:, None] - v).square_().add_(total)
+    return total
 
 
 def log_kernel_sum(d2):
@@ -385,7 +388,7 @@ def log_kernel_sum(d2):
     terms below exp(-350) of the nearest one's are raised to that.
     """
     nearest = d2.amin(1, keepdim=True)
-    terms = (nearest - d2).div_(2).clamp_(min=-350.0).exp_()
+    terms = torch.sub(nearest / 2, d2, alpha=0.5).clamp_(min=-350.0).exp_()
     return terms.sum(1).log() - nearest[:, 0] / 2
 
 
@@ -427,7 +430,7 @@ def leave_one_out(samples, candidates):
     total = torch.zeros(len(widths), dtype=torch.float64)
     points, (N, d) = (samples - samples.mean(0)).T, samples.shape
     with one_thread():
-        for rows in torch.arange(N).split(max(1, 2**17 // N)):
+        for rows in torch.arange(N).split(max(1, 2**16 // N)):
             d2 = squared_distances(points[:, rows], points)
             d2[torch.arange(len(rows)), rows] = math.inf  # leaves i itself out
             nearest, kernels = d2.amin(1, keepdim=True), []
@@ -476,7 +479,7 @@ def sharpen(samples, h, step=1.0):
     step = check_number(step, "step")
     centre = samples.mean(0)
     points, moved = (samples - centre).T, []
-    for part in points.split(max(1, 2**17 // len(samples)), dim=1):
+    for part in points.split(max(1, 2**16 // len(samples)), dim=1):
         exponent = squared_distances(part, points).div_(-2 * h**2)
         weights = exponent.clamp_(min=-350.0).exp_()
         moved.append(weights @ points.T / weights.sum(1, keepdim=True))

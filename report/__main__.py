@@ -109,12 +109,13 @@ def merge(notebooks):
 
 def bind(options, work):
     """{path: bytes} of the report."""
-    folder, files = options.notebooks.resolve(), {}
+    folder = options.notebooks.resolve()
     paths = [folder / name for name in NAMES]
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
     if options.execute or options.p:
         os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
         values = choose(options.p, paths)
         order = [paths[k] for k in (3, 0, 2, 1)]  # the longest first
         jobs = [joblib.delayed(execute)(path, values[path], work)
@@ -124,12 +125,16 @@ def bind(options, work):
         done = {path: nbformat.read(path, as_version=4) for path in paths}
     report = merge({path.name: done[path] for path in paths})
     about = {"metadata": {"path": str(folder)}}
-    for kind in ReportExporter, ReportHTMLExporter:
-        exporter = kind(code=options.code)
-        data, _ = exporter.from_notebook_node(report, about)
-        data = data if isinstance(data, bytes) else data.encode()
-        files[options.output / f"report{exporter.file_extension}"] = data
-    return files
+
+    def export(exporter):
+        data, _ = exporter(code=options.code).from_notebook_node(report, about)
+        return data if isinstance(data, bytes) else data.encode()
+
+    kinds = {".pdf": ReportExporter, ".html": ReportHTMLExporter}
+    jobs = map(joblib.delayed(export), kinds.values())
+    done = joblib.Parallel(2, prefer="threads")(jobs)
+    return {options.output / f"report{kind}": data
+            for kind, data in zip(kinds, done, strict=True)}  # fmt: skip
 
 
 def main(argv=None):

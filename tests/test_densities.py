@@ -12,7 +12,6 @@ import helpers
 from helpers import Circles, GaussianMixture, Moons, Spiral, toy_distribution
 from study import entropy
 
-GRID_MEANS = [(0, 0), (0, 2), (2, 0), (2, 2)]
 DENSITIES = {
     "Circles": toy_distribution("Circles"),
     "Moons": toy_distribution("Moons"),
@@ -20,13 +19,11 @@ DENSITIES = {
     "GaussiansRot 3": toy_distribution("GaussiansRot", 3),
     "GaussiansRot 5": toy_distribution("GaussiansRot", 5),
     "GaussiansRot 7": toy_distribution("GaussiansRot", 7),
-    "wide mixture": GaussianMixture(GRID_MEANS, 1.0),
+    "wide mixture": GaussianMixture([(0, 0), (0, 2), (2, 2)], 1.0),
     "Spiral": Spiral(),
     "wide Spiral": Spiral(1.0),
 }
-each_density = pytest.mark.parametrize(
-    "density", DENSITIES.values(), ids=DENSITIES
-)
+each = pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
 # Where something could go wrong: centres, ends of the arcs, poles, far away.
 SPECIAL = torch.tensor([
     (0, 0), (1, 0), (-1, 0), (0, 1), (0.8, 0), (0.6, 0.8), (1, 0.5),
@@ -39,7 +36,7 @@ def mass_grid(density):
     return helpers.Grid.around(density.sample(2000, seed=1), 40, margin=0.3)
 
 
-@each_density
+@each
 def test_density_has_unit_mass(density):
     grid = mass_grid(density)
     # The spiral's 1/rho at the origin costs the midpoint rule 1e-3.
@@ -49,7 +46,7 @@ def test_density_has_unit_mass(density):
     assert mass == pytest.approx(1, abs=tolerance)
 
 
-@each_density
+@each
 def test_sampler_follows_the_closed_form(density):
     grid = mass_grid(density)
     masses = cell_masses(density, grid, 8)
@@ -126,7 +123,7 @@ def test_circles_and_moons_agree_with_quadrature(make, sigma, random):
         np.testing.assert_allclose(actual, expected, rtol=2e-5)
 
 
-@each_density
+@each
 def test_log_density_is_finite_wherever_the_density_is(density):
     far = 1e3 * torch.tensor([(1, 1), (-1, 0), (0.3, -1), (1e3, 1e3)])
     values = density.log_probability(torch.cat([SPECIAL, far]))
@@ -137,7 +134,7 @@ def test_log_density_is_finite_wherever_the_density_is(density):
     assert (values[-4:] < -1e4).all()
 
 
-@each_density
+@each
 def test_sampler_is_pure(density):
     first = density.sample(10, seed=3)
     density.sample(5, seed=4)
@@ -150,7 +147,7 @@ def test_sampler_is_pure(density):
     assert not torch.equal(first, density.sample(10, generator))
 
 
-@each_density
+@each
 def test_log_probability_takes_anything_like_an_array(density):
     x = [[0.5, 1.5], [2.0, -1.0]]
     expected = density.log_probability(torch.tensor(x))

@@ -144,7 +144,7 @@ def test_leave_one_out_leaves_one_out(seed, N, d):
 @each_d
 def test_ladder_of_bandwidths_equals_the_direct_formula(d):
     """From one rung to the next but one a kernel is squared; N = 1500 in
-    parts of 87 rows."""
+    parts of 43 rows."""
     samples = draw(d, 1500 if d == 2 else 100, d=d)
     ladder = (
         helpers.reference_bandwidth(samples)

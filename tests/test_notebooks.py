@@ -16,8 +16,7 @@ HEADINGS = [
     *(f"Task {n}" for n in (1, 2, 3, 4)),  # Part I
     *(f"Task {n}" for n in range(1, 13)),  # Part II
 ]
-# Small enough for a test, odd enough to trip over: an odd number of points,
-# three layers, one seed.
+# Small enough for a test, odd enough to trip over.
 OTHER = {
     "N": 401, "K": 3, "EPOCHS": 3, "SEEDS": 1, "POINTS": 500,
     "DRAWS": 4, "HELD_OUT": 200, "NUM_GAUSSIANS": 4, "FRAMES": 1,

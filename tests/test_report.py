@@ -57,8 +57,7 @@ def figure(name="a_figure", **more):
 
 
 def words(made):
-    """Of a PDF, a string a page; of HTML, one; without the blanks, which a
-    PDF does not have."""
+    """A string a page, of HTML one, without the blanks."""
     if isinstance(made, str):
         bare = re.sub(r"(?s)<(style|script)>.*?</\1>|<[^>]*>", "", made)
         return [re.sub(r"\s", "", html.unescape(bare))]
