@@ -126,15 +126,14 @@ def bind(options, work):
     report = merge({path.name: done[path] for path in paths})
     about = {"metadata": {"path": str(folder)}}
 
-    def export(exporter):
-        data, _ = exporter(code=options.code).from_notebook_node(report, about)
-        return data if isinstance(data, bytes) else data.encode()
+    def export(kind):
+        exporter = kind(code=options.code)
+        data, _ = exporter.from_notebook_node(report, about)
+        data = data if isinstance(data, bytes) else data.encode()
+        return options.output / f"report{exporter.file_extension}", data
 
-    kinds = {".pdf": ReportExporter, ".html": ReportHTMLExporter}
-    jobs = map(joblib.delayed(export), kinds.values())
-    done = joblib.Parallel(2, prefer="threads")(jobs)
-    return {options.output / f"report{kind}": data
-            for kind, data in zip(kinds, done, strict=True)}  # fmt: skip
+    jobs = map(joblib.delayed(export), (ReportExporter, ReportHTMLExporter))
+    return dict(joblib.Parallel(2, prefer="threads")(jobs))
 
 
 def main(argv=None):

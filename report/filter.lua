@@ -1,5 +1,4 @@
 -- Cells, as __init__.py laid them out, become a document.
-
 local typst, stringify = FORMAT == "typst", pandoc.utils.stringify
 local where, notebook, cover, meta = "", "", nil, {}
 
