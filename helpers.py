@@ -428,7 +428,7 @@ def leave_one_out(samples, candidates):
     samples = check_samples(samples)
     widths = check_candidates(candidates)
     total = torch.zeros(len(widths), dtype=torch.float64)
-    points, (N, d) = (samples - samples.mean(0)).T, samples.shape
+    points, (N, d) = samples.T, samples.shape
     with one_thread():
         for rows in torch.arange(N).split(max(1, 2**16 // N)):
             d2 = squared_distances(points[:, rows], points)
