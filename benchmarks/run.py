@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-os.environ["OMP_NUM_THREADS"] = "1"  # of every process, from its start
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE"}
 
 import fits  # noqa: E402
 import kde  # noqa: E402

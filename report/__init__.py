@@ -103,11 +103,12 @@ class ReportExporter(Exporter):
     def show(self, output, about):
         """An output in the best form that it has."""
         data = output.get("data", {"text/plain": output.get("text")})
-        text = data.get("text/markdown") or data.get("text/latex")
+        text = data.get("text/markdown", data.get("text/latex"))
         if any(mime in data for mime in KINDS):
             yield self.picture(data, about)
         elif text:  # an interval, 0.1 [0.0, 0.2], is not broken
-            text = re.sub(r" \[(\S+), (\S+\])", "\xa0[\\1,\xa0\\2", text)
+            interval = r"(?<=\d) \[([-.\w]+), ([-.\w]+\])"
+            text = re.sub(interval, "\xa0[\\1,\xa0\\2", text)
             yield new_markdown_cell(text)
         elif output.get("name") != "stderr" and "widget" not in str([*data]):
             text = data.get("text/plain", "(shown in a browser only)")

@@ -69,9 +69,9 @@ def execute(path, values, work):
     """A notebook as a run of a copy in work leaves it."""
     try:
         return papermill.execute_notebook(
-            path, work / path.name, values, cwd=path.parent,
-            progress_bar={"desc": path.name,
-                          "position": NAMES.index(path.name)},
+            path, work / path.name, values, kernel_name="python3",
+            language="python", cwd=path.parent, progress_bar={
+                "desc": path.name, "position": NAMES.index(path.name)},
         )  # fmt: skip
     except (papermill.PapermillExecutionError, RuntimeError) as error:
         raise Refused(f"{path.name} failed: {error}") from None
@@ -149,12 +149,12 @@ def main(argv=None):
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="report-") as work:
-            files = bind(options, Path(work))
+            for path, data in bind(options, Path(work)).items():
+                path.with_suffix(".new").write_bytes(data)
+                path.with_suffix(".new").replace(path)
+                print(f"{path}  {len(data) / 1e6:.1f} MB")
     except (Refused, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {error or 'stopped'}; the last report is as it was")
-    for path, data in files.items():
-        path.write_bytes(data)
-        print(f"{path}  {len(data) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ local where, notebook, cover, meta = "", "", nil, {}
 local function refuse(why, text)
   error(("REFUSED %s: %s: %s"):format(where, why, text:gsub("%s+", " ")), 0)
 end
-
 -- Formulas: what pandoc says otherwise than Typst 0.15, where the notebooks
 -- use it. What would come out wrong without a word, is refused.
 local wrong = [[ \underset \overset \stackrel \left. \right. \color \mathop

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["RUNS"] = ""  # every sweep trains
+os.environ.pop("TQDM_DISABLE", None)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

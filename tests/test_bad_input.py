@@ -69,7 +69,7 @@ CALLS = [
     (FLOW.density, dict(grid=UNIT), dict(grid=["grid"])),
     (SOLID.density, None, dict(grid=[Says(UNIT, "dim 3")])),
     (lambda dist_type: h.toy_distribution(dist_type), dict(
-        dist_type="Moons"), dict(dist_type=["Moon"])),
+        dist_type="Moons"), dict(dist_type=["Moon", ["Moons"]])),
     (h.ToyDataset, dict(dist_type="Moons", num_samples=3), dict(
         dist_type=[Says(v, f"{', '.join(h.DISTRIBUTIONS)}.*{v}")
                    for v in ("Moon", "circles", None, 3)],

@@ -32,10 +32,10 @@ def flows(draw, dtypes=(torch.float32, torch.float64)):
     members = draw(st.sampled_from([None, 1, 2, 3]))
     coupling, options = draw(st.sampled_from(FAMILIES))
     seed = draw(st.integers(0, 10**6))
-    # Free log-scales overflow when the weights are this large.
+    # Free log-scales overflow when the weights are larger.
     free = options == {"bound": None}
-    K = draw(st.integers(1, 4 if free else 8))
-    size = draw(st.floats(0.1, 0.15 if free else 0.5))
+    K, size = draw(st.integers(1, 4)), draw(st.floats(0.1, 0.4))
+    size = min(size, 0.15) if free else size
     flow = make_flow(
         K, members, coupling, seed, size, dtype, dim=d,
         hidden=draw(st.sampled_from([4, 32])),
@@ -236,13 +236,6 @@ def test_flow_starts_near_the_identity(coupling):
     first = flow.layers[0].network[0]
     kinks = -(first.bias / first.weight).detach()
     assert (first.weight.abs() == 1).all() and 2 < kinks.abs().max() <= 2.5
-
-
-def test_uniform_start_is_that_of_torch():
-    network = CouplingFlow(1, start="uniform").layers[0].network
-    for linear, fan_in in zip(network[::2], (1, 32, 32), strict=True):
-        values = torch.cat([linear.weight.flatten(), linear.bias.flatten()])
-        assert 0.8 < values.detach().abs().max() * fan_in**0.5 <= 1
 
 
 @ENSEMBLES

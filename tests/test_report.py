@@ -199,6 +199,7 @@ def test_a_notebook_that_is_not_ours():
     cells = [
         text(HOSTILE), attached, text("[other](02_x.ipynb#A) [no](#none)"),
         code("x", shown(text_markdown=HOSTILE), shown(image_png=png()),
+             shown(text_markdown="- [1, 2]\n- 0.1 [0.0, 0.2]"),
              shown(text_html="<script>taken()</script>", text_plain="<b>"),
              shown(text_plain="WIDGET", **widget),
              v4.new_output("stream", text="10%\r20%\rdo\x1b[31mne\n"),
@@ -211,6 +212,7 @@ def test_a_notebook_that_is_not_ours():
         assert "done" in said and "<b>" in said and "otherno" in said
         assert not re.search(r"WIDGET|NOISE|10%|taken\(", said)
     assert len(re.findall(r'<img[^>]*src="data:image/png', page)) == 2
+    assert "<li>[1, 2]" in page and "0.1\xa0[0.0,\xa00.2]" in page
     assert page.count("<script>") == 1 and "taken()" not in page
 
 

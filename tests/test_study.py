@@ -134,7 +134,7 @@ def test_mean_interval_is_scipys(n, level, random):
     low, high = stats.t.interval(
         level, n - 1, values.mean(), stats.sem(values)
     )
-    assert interval == pytest.approx((values.mean(), low, high))
+    assert interval == pytest.approx((values.mean(), low, high), rel=1e-9)
     assert str(interval) == "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
 
 
