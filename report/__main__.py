@@ -65,10 +65,11 @@ def choose(options, paths):
     return values
 
 
+@joblib.delayed
 def execute(path, values, work):
-    """A notebook as a run of a copy in work leaves it."""
+    """Its path, and a notebook as a run of a copy in work leaves it."""
     try:
-        return papermill.execute_notebook(
+        return path, papermill.execute_notebook(
             path, work / path.name, values, kernel_name="python3",
             language="python", cwd=path.parent, progress_bar={
                 "desc": path.name, "position": NAMES.index(path.name)},
@@ -111,6 +112,7 @@ def bind(options, work):
     """{path: bytes} of the report."""
     folder = options.notebooks.resolve()
     paths = [folder / name for name in NAMES]
+    two = joblib.Parallel(2, prefer="threads")  # each waits for a program
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
     if options.execute or options.p:
@@ -118,22 +120,20 @@ def bind(options, work):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
         values = choose(options.p, paths)
         order = [paths[k] for k in (3, 0, 2, 1)]  # the longest first
-        jobs = [joblib.delayed(execute)(path, values[path], work)
-                for path in order]  # fmt: skip
-        done = dict(zip(order, joblib.Parallel(2)(jobs), strict=True))
+        done = dict(two(execute(path, values[path], work) for path in order))
     else:
         done = {path: nbformat.read(path, as_version=4) for path in paths}
     report = merge({path.name: done[path] for path in paths})
     about = {"metadata": {"path": str(folder)}}
 
+    @joblib.delayed
     def export(kind):
         exporter = kind(code=options.code)
         data, _ = exporter.from_notebook_node(report, about)
         data = data if isinstance(data, bytes) else data.encode()
         return options.output / f"report{exporter.file_extension}", data
 
-    jobs = map(joblib.delayed(export), (ReportExporter, ReportHTMLExporter))
-    return dict(joblib.Parallel(2, prefer="threads")(jobs))
+    return dict(two(map(export, (ReportExporter, ReportHTMLExporter))))
 
 
 def main(argv=None):
@@ -154,7 +154,7 @@ def main(argv=None):
                 path.with_suffix(".new").replace(path)
                 print(f"{path}  {len(data) / 1e6:.1f} MB")
     except (Refused, OSError, KeyboardInterrupt) as error:
-        sys.exit(f"error: {error or 'stopped'}; the last report is as it was")
+        sys.exit(f"error: {str(error) or 'stopped'}; the last report stays")
 
 
 if __name__ == "__main__":

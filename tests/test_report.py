@@ -177,6 +177,18 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
     assert desk.read("report.pdf") == pdf and desk.read(NAMES[0]) == before
 
 
+def test_an_interrupt_leaves_the_last_report(desk):
+    desk.bind()
+    pdf = desk.read("report.pdf")
+    interrupt = code("import os\nos.kill(os.getppid(), 2)", count=None)
+    desk.put(NAMES[1], text("# B"), interrupt)
+    command = [sys.executable, "-m", "report", "--execute", "--notebooks"]
+    command += [desk.path, "--output", desk.path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "error: stopped; the last report stays\n" in run.stderr
+    assert run.returncode and desk.read("report.pdf") == pdf
+
+
 @pytest.mark.parametrize("cell, message", [
     (code("skipped()", count=None), "was not executed:\nskipped()"),
     (code("x", v4.new_output("error", ename="E", evalue="no")), "an error: E"),
