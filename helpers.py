@@ -301,6 +301,8 @@ class Grid:
 
 # Kernel density estimation
 
+PAIRS = 2**16  # of a point and a sample at once, so that they fit the cache
+
 
 class GaussianKDE(Density):
     """f(x) = 1 / (N |H|) sum over i of K(H^-1 (x_i - x)), K Gaussian.
@@ -323,7 +325,7 @@ class GaussianKDE(Density):
         self.H = check_bandwidth(H, self.dim)
         self._centre = self.samples.mean(0)  # keeps digits far from 0
         self._scaled = self.scale(self.samples)
-        self._chunk = max(1, 2**16 // len(self.samples))
+        self._chunk = max(1, PAIRS // len(self.samples))
 
     def scale(self, x):
         """H^-1 x, from the samples' centre: (n, d) -> (d, n)."""
@@ -355,7 +357,7 @@ class GaussianKDE(Density):
             check_grid(grid).size, grid.size, dtype=torch.float64
         )
         with one_thread():
-            for part in self.samples.split(max(1, 2**16 // grid.size)):
+            for part in self.samples.split(max(1, PAIRS // grid.size)):
                 along_x = kernel_matrix(grid.x, part[:, 0], hx)
                 along_y = kernel_matrix(grid.y, part[:, 1], hy)
                 total += along_y @ along_x.T
@@ -430,7 +432,7 @@ def leave_one_out(samples, candidates):
     total = torch.zeros(len(widths), dtype=torch.float64)
     points, (N, d) = samples.T, samples.shape
     with one_thread():
-        for rows in torch.arange(N).split(max(1, 2**16 // N)):
+        for rows in torch.arange(N).split(max(1, PAIRS // N)):
             d2 = squared_distances(points[:, rows], points)
             d2[torch.arange(len(rows)), rows] = math.inf  # leaves i itself out
             nearest, kernels = d2.amin(1, keepdim=True), []
@@ -479,7 +481,7 @@ def sharpen(samples, h, step=1.0):
     step = check_number(step, "step")
     centre = samples.mean(0)
     points, moved = (samples - centre).T, []
-    for part in points.split(max(1, 2**16 // len(samples)), dim=1):
+    for part in points.split(max(1, PAIRS // len(samples)), dim=1):
         exponent = squared_distances(part, points).div_(-2 * h**2)
         weights = exponent.clamp_(min=-350.0).exp_()
         moved.append(weights @ points.T / weights.sum(1, keepdim=True))
