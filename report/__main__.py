@@ -148,7 +148,7 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="report-") as work:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
             for path, data in bind(options, Path(work)).items():
                 path.with_suffix(".new").write_bytes(data)
                 path.with_suffix(".new").replace(path)
