@@ -33,7 +33,8 @@ pdf: setup  ## the same from the notebooks as saved, in seconds
 	$(BIN)/python -m report --code $(CODE)
 
 notebooks: setup  ## execute the notebooks in place, for committing
-	RUNS=$$(mktemp -d) $(BIN)/jupyter nbconvert --config jupyter_config.py \
+	RUNS=$$(mktemp -d) && export RUNS && trap 'rm -rf "$$RUNS"' EXIT && \
+		$(BIN)/jupyter nbconvert --config jupyter_config.py \
 		--to notebook --execute --inplace $(NOTEBOOKS)
 
 test: setup  ## style, unit tests, and the notebooks as tests

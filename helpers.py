@@ -265,7 +265,7 @@ class Grid:
     """
 
     def __init__(self, xlim, ylim, size=100):
-        self.size = check_integer(size, "size")
+        self.size = size = check_integer(size, "size")
         self.xlim = check_limits(xlim, "xlim")
         self.ylim = check_limits(ylim, "ylim")
         cells = (torch.arange(size, dtype=torch.float64) + 0.5) / size
@@ -481,10 +481,11 @@ def sharpen(samples, h, step=1.0):
     step = check_number(step, "step")
     centre = samples.mean(0)
     points, moved = (samples - centre).T, []
-    for part in points.split(max(1, PAIRS // len(samples)), dim=1):
-        exponent = squared_distances(part, points).div_(-2 * h**2)
-        weights = exponent.clamp_(min=-350.0).exp_()
-        moved.append(weights @ points.T / weights.sum(1, keepdim=True))
+    with one_thread():
+        for part in points.split(max(1, PAIRS // len(samples)), dim=1):
+            exponent = squared_distances(part, points).div_(-2 * h**2)
+            weights = exponent.clamp_(min=-350.0).exp_()
+            moved.append(weights @ points.T / weights.sum(1, keepdim=True))
     return samples + step * (torch.cat(moved) + centre - samples)
 
 
@@ -763,7 +764,7 @@ class SplineCoupling(nn.Module):
 
     def __init__(self, lead=(), bins=16, interval=5.0):
         super().__init__()
-        self.bins = check_integer(bins, "bins", at_least=2)
+        self.bins = bins = check_integer(bins, "bins", at_least=2)
         if bins > 64:
             raise ValueError(f"bins must be at most 64, got {bins}")
         self.interval = check_number(interval, "interval")
@@ -859,7 +860,8 @@ def random_generator(seed, stream=0):
 def random_generators(seed, members, stream):
     """One a member: member i of seed s draws what seed s + i draws alone.
     seed: an int, a torch.Generator, or a list of them, one a member."""
-    if isinstance(seed, list) and isinstance(seed[0], torch.Generator):
+    given = [torch.Generator] * members
+    if isinstance(seed, list) and [*map(type, seed)] == given:
         return seed
     if isinstance(seed, torch.Generator):
         seeds = torch.randint(2**31, (members,), generator=seed).tolist()
@@ -967,7 +969,7 @@ def check_choice(value, name, known):
 
 
 def check_samples(samples):
-    samples = check_points(samples, "samples")
+    samples = check_points(samples, "samples").detach()
     if len(samples) < 2:
         raise ValueError(
             f"samples must hold at least 2 points, got {len(samples)}"
@@ -1004,8 +1006,9 @@ def check_covariances(covariances, k, d):
     """Their Cholesky factors: (k, d, d) -> (k, d, d)."""
     C = torch.as_tensor(np.array(covariances), dtype=torch.float64)
     roots, failed = None, True
-    if C.shape == (k, d, d) and torch.allclose(C, C.mT):
-        roots, failed = torch.linalg.cholesky_ex(C)
+    if C.shape == (k, d, d):
+        if (C - C.mT).abs().max() <= 1e-5 * C.abs().max():  # not where NaN
+            roots, failed = torch.linalg.cholesky_ex(C)
     if roots is None or failed.any() or not torch.isfinite(roots).all():
         raise ValueError(
             f"covariances must be ({k}, {d}, {d}), symmetric and positive "

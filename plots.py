@@ -33,7 +33,6 @@ DENSITY = sns.color_palette("mako_r", as_cmap=True)
 DIVERGING = sns.color_palette("vlag", as_cmap=True)
 _BLIND = sns.color_palette("colorblind").as_hex()
 COLORS = {
-    "truth": "#222222",
     "Circles": _BLIND[0], "Moons": _BLIND[1], "GaussiansGrid": _BLIND[2],
     "GaussiansRot": _BLIND[4],
     "narrow mixture": _BLIND[2], "wide mixture": _BLIND[9],

@@ -246,8 +246,8 @@ def sweep(
     -> (table, a TrainingResult a setting, None for a failure).
     The settings run in n_jobs processes (-1: one a core), or where
     joblib.parallel_config sends them, and are kept in runs/, or $RUNS, as
-    soon as they are ready; with RUNS empty nothing is. A KeyboardInterrupt
-    returns those that were ready.
+    soon as they are ready; with RUNS empty nothing is, nor is a density of a
+    class of your own. A KeyboardInterrupt returns those that were ready.
 
     >>> setting = {"dist_type": "Moons", "num_layers": 1, "epochs": 2}
     >>> table = sweep([setting], seeds=2, points=100, progress=False)
@@ -329,6 +329,8 @@ def run_ensemble(setting, seeds, points):
         **flow_options,
     )  # fmt: skip
     result = train(flow, data, seed=seeds[0], progress=False, **train_options)
+    if result.interrupted:  # half a training is not a result
+        raise KeyboardInterrupt
     return result, kl_divergence(data[0].distribution, result.flow, points)
 
 
@@ -372,29 +374,47 @@ def check_settings(settings):
             )
 
 
+HERE = Path(__file__).parent
+
+
+def digest_of_sources():
+    modules = ("helpers", "training", "study")
+    sources = [(HERE / f"{module}.py").read_bytes() for module in modules]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+IMPORTED = digest_of_sources()
+
+
 class Memory:
     """What sweep has trained, by joblib.Memory: a result is read again only
     for the same setting, seeds, points, sources, torch and kernels."""
 
     def __init__(self, seeds, points):
-        here = Path(__file__).parent
-        folder = os.environ.get("RUNS", str(here / "runs"))
+        folder = os.environ.get("RUNS", "runs")
         self.on = bool(folder)
-        self.cached = joblib.Memory(folder or None, verbose=0).cache(
-            kept, ignore=["run"]
-        )
-        modules = ("helpers", "training", "study")
-        sources = [(here / f"{m}.py").read_bytes() for m in modules]
+        if self.on and digest_of_sources() != IMPORTED:
+            self.on = False
+            warnings.warn(
+                "helpers.py, training.py or study.py has changed since it "
+                "was imported, so this sweep is not remembered: restart the "
+                "kernel", stacklevel=3,
+            )  # fmt: skip
+        memory = joblib.Memory(HERE / folder if self.on else None, verbose=0)
+        self.cached = memory.cache(kept, ignore=["run"])
         kernels = ("MKL_CBWR", "ATEN_CPU_CAPABILITY")
         self.about = (
-            list(seeds), points, hashlib.sha256(b"".join(sources)).hexdigest(),
-            torch.__version__, [os.environ.get(name) for name in kernels],
+            list(seeds), points, IMPORTED, torch.__version__,
+            [os.environ.get(name) for name in kernels],
         )  # fmt: skip
 
     def key(self, setting):
-        """Of a density its class and numbers: tensors have no fixed hash."""
+        """Of a density its class and numbers: tensors have no fixed hash.
+        None for one whose class is not in helpers.py: it may change."""
         truth = setting["dist_type"]
         if isinstance(truth, Density):
+            if type(truth).__module__ != Density.__module__:
+                return None
             numbers = {name: np.asarray(v) for name, v in vars(truth).items()}
             setting = {**setting, "dist_type": (type(truth).__name__, numbers)}
         return joblib.hash((setting, self.about))
@@ -402,16 +422,16 @@ class Memory:
     def recall(self, settings):
         """{place: run} of those that are there. One that cannot be read is
         left out, with joblib's warning."""
-        keys = enumerate(map(self.key, settings))
+        keys = {k: self.key(s) for k, s in enumerate(settings) if self.on}
         found = {
-            k: self.cached(key, None) for k, key in keys
-            if self.on and self.cached.check_call_in_cache(key, None)
+            k: self.cached(key, None) for k, key in keys.items()
+            if key and self.cached.check_call_in_cache(key, None)
         }  # fmt: skip
         return {k: run for k, run in found.items() if run is not None}
 
     def keep(self, setting, run):
-        if self.on and run[1] is not None:
-            self.cached.call(self.key(setting), run)
+        if self.on and run[1] is not None and (key := self.key(setting)):
+            self.cached.call(key, run)
 
 
 def kept(key, run):

@@ -131,7 +131,8 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     """
     recipe = Recipe(**recipe)
     points, valid = split_off(flow, data, recipe.valid_fraction)
-    check_integer(epochs, "epochs"), check_flag(progress, "progress")
+    epochs = check_integer(epochs, "epochs")
+    check_flag(progress, "progress")
     generators = random_generators(seed, flow.members or 1, TRAINING)
     points, width = recipe.smooth(points)
     n = points.shape[-2]

@@ -65,7 +65,7 @@ def choose(options, paths):
     return values
 
 
-@joblib.delayed
+@joblib.delayed  # in a process, which on an interrupt ends its kernel
 def execute(path, values, work):
     """Its path, and a notebook as a run of a copy in work leaves it."""
     try:
@@ -112,7 +112,6 @@ def bind(options, work):
     """{path: bytes} of the report."""
     folder = options.notebooks.resolve()
     paths = [folder / name for name in NAMES]
-    two = joblib.Parallel(2, prefer="threads")  # each waits for a program
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
     if options.execute or options.p:
@@ -120,7 +119,8 @@ def bind(options, work):
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
         values = choose(options.p, paths)
         order = [paths[k] for k in (3, 0, 2, 1)]  # the longest first
-        done = dict(two(execute(path, values[path], work) for path in order))
+        jobs = (execute(path, values[path], work) for path in order)
+        done = dict(joblib.Parallel(2)(jobs))
     else:
         done = {path: nbformat.read(path, as_version=4) for path in paths}
     report = merge({path.name: done[path] for path in paths})
@@ -133,7 +133,8 @@ def bind(options, work):
         data = data if isinstance(data, bytes) else data.encode()
         return options.output / f"report{exporter.file_extension}", data
 
-    return dict(two(map(export, (ReportExporter, ReportHTMLExporter))))
+    jobs = map(export, (ReportExporter, ReportHTMLExporter))
+    return dict(joblib.Parallel(2, prefer="threads")(jobs))
 
 
 def main(argv=None):

@@ -81,6 +81,7 @@ CALLS = [
      dict(covariances=[
         Says(np.eye(2), r"\(2, 2, 2\)"), Says(-np.ones((2, 2, 2)), "-1"),
         Says([[[1, 2], [0, 1]]] * 2, "symmetric"),
+        Says([[[1e-9, 9e-10], [-9e-10, 1e-9]]] * 2, "symmetric"),
         Says(np.full((2, 2, 2), NAN), "nan")])),
     (h.Grid, dict(xlim=(0, 1), ylim=(0, 1), size=9), dict(
         xlim=[(1, 0), (1, 1), (0, NAN), (-INF, INF), (1,), "ab", None],

@@ -2,6 +2,7 @@
 
 import doctest
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -277,16 +278,20 @@ def test_diverged_run_says_so(monkeypatch):
 
 
 def count_runs(monkeypatch, interrupt_at=None):
-    """A list of the settings that are trained; Ctrl-C at one of them."""
+    """A list of the settings that are trained; Ctrl-C in one of them."""
     ran, original = [], study.run_setting
 
     def run(place, *rest):
-        if len(ran) == interrupt_at:
-            raise KeyboardInterrupt
         ran.append(place)
         return original(place, *rest)
 
+    def stopped(*args, **options):
+        result = train(*args, **options)
+        result.interrupted = len(ran) - 1 == interrupt_at
+        return result
+
     monkeypatch.setattr(study, "run_setting", run)
+    monkeypatch.setattr(study, "train", stopped)
     return ran
 
 
@@ -315,8 +320,14 @@ def test_sweep_on_a_dask_cluster_is_the_same(serial):
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    relative = os.path.relpath(tmp_path / "runs", ROOT)
+    monkeypatch.setenv("RUNS", relative)
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "runs"
+
+
+class Own(GaussianMixture):
+    """A density that is not in helpers.py."""
 
 
 def run_all(settings=SETTINGS, **options):
@@ -347,6 +358,16 @@ def test_what_has_changed_is_trained(monkeypatch, folder, changes, options):
     ran = count_runs(monkeypatch)
     run_all([setting(**changes), SETTINGS[1]], **options)
     assert ran == ([0, 1] if options else [0])
+
+
+def test_what_may_have_changed_unseen_is_not_kept(monkeypatch, folder):
+    ran = count_runs(monkeypatch)
+    own = [setting(dist_type=Own([(0, 0)], 1.0))]
+    run_all(own), run_all(own)
+    monkeypatch.setattr(study, "IMPORTED", "other sources")
+    with pytest.warns(UserWarning, match="restart the kernel"):
+        run_all(SETTINGS[:1])
+    assert ran == [0] * 3 and not [*folder.rglob("output.pkl")]
 
 
 def test_without_a_folder_nothing_is_kept(monkeypatch, tmp_path):
