@@ -174,19 +174,11 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
     assert "Nis90000.001" in first and "Nis400.001" in third
     message = desk.bind("-p", "01.N", "3")
     assert "01_kde.ipynb failed" in message and "ZeroDivision" in message
-    assert desk.read("report.pdf") == pdf and desk.read(NAMES[0]) == before
-
-
-def test_an_interrupt_leaves_the_last_report(desk):
-    desk.bind()
-    pdf = desk.read("report.pdf")
     interrupt = code("import os\nos.kill(os.getppid(), 2)", count=None)
     desk.put(NAMES[1], text("# B"), interrupt)
-    command = [sys.executable, "-m", "report", "--execute", "--notebooks"]
-    command += [desk.path, "--output", desk.path]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert "error: stopped; the last report stays\n" in run.stderr
-    assert run.returncode and desk.read("report.pdf") == pdf
+    stopped = "error: stopped; the last report stays"
+    assert desk.bind("--execute") == stopped
+    assert desk.read("report.pdf") == pdf and desk.read(NAMES[0]) == before
 
 
 @pytest.mark.parametrize("cell, message", [
