@@ -325,6 +325,9 @@ class GaussianKDE(Density):
         self.H = check_bandwidth(H, self.dim)
         self._centre = self.samples.mean(0)  # keeps digits far from 0
         self._scaled = self.scale(self.samples)
+        log_det_H = torch.linalg.slogdet(self.H).logabsdet
+        log_N = math.log(len(self.samples))
+        self._log_norm = self.dim / 2 * LOG_2PI + log_det_H + log_N
         self._chunk = max(1, PAIRS // len(self.samples))
 
     def scale(self, x):
@@ -333,10 +336,7 @@ class GaussianKDE(Density):
 
     def log_p(self, x):
         d2 = squared_distances(self.scale(x), self._scaled)
-        log_det_H = torch.linalg.slogdet(self.H).logabsdet
-        log_N = math.log(len(self.samples))
-        norm = self.dim / 2 * LOG_2PI + log_det_H + log_N
-        return log_kernel_sum(d2) - norm
+        return log_kernel_sum(d2) - self._log_norm
 
     def draw(self, n, generator):
         i = torch.randint(len(self.samples), (n,), generator=generator)
