@@ -70,7 +70,7 @@ def execute(path, values, work):
     """Its path, and a notebook as a run of a copy in work leaves it."""
     try:
         return path, papermill.execute_notebook(
-            path, work / path.name, values, kernel_name="python3",
+            path, work / path.name, values[path], kernel_name="python3",
             language="python", cwd=path.parent, progress_bar={
                 "desc": path.name, "position": NAMES.index(path.name)},
         )  # fmt: skip
@@ -118,9 +118,8 @@ def bind(options, work):
         os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
         values = choose(options.p, paths)
-        order = [paths[k] for k in (3, 0, 2, 1)]  # the longest first
-        jobs = (execute(path, values[path], work) for path in order)
-        done = dict(joblib.Parallel(2)(jobs))
+        jobs = (execute(paths[k], values, work) for k in (3, 0, 2, 1))
+        done = dict(joblib.Parallel(2)(jobs))  # the longest first
     else:
         done = {path: nbformat.read(path, as_version=4) for path in paths}
     report = merge({path.name: done[path] for path in paths})
