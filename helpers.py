@@ -23,11 +23,29 @@ import copy
 import math
 import os
 import platform
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from checks import (
+    brief,
+    check_bandwidth,
+    check_candidates,
+    check_choice,
+    check_covariances,
+    check_grid,
+    check_index,
+    check_integer,
+    check_limits,
+    check_mask,
+    check_members,
+    check_number,
+    check_points,
+    check_samples,
+)
 
 # The same digits on every x86-64 processor: a training amplifies the last
 # bit of its sums, and the libraries add in another order on each kind of
@@ -83,8 +101,10 @@ class GaussianMixture(Density):
         self.means = check_points(means, "means")
         self.dim, self.sigma = self.means.shape[1], sigma
         if (sigma is None) == (covariances is None):
-            raise ValueError("give either sigma or covariances, got "
-                             f"{sigma!r} and {covariances!r}")  # fmt: skip
+            raise ValueError(
+                "give either sigma or covariances, "
+                f"got {brief(sigma)} and {brief(covariances)}"
+            )
         if covariances is None:
             one = torch.eye(self.dim, dtype=torch.float64)
             self.roots = check_number(sigma, "sigma") * one.expand(
@@ -493,16 +513,15 @@ def sharpen(samples, h, step=1.0):
 
 
 class CouplingLayer(nn.Module):
-    """The coordinates that the mask keeps pass, and shape the other ones.
+    """x1 = z1, x2 = g(z2; network(z1)), with g increasing in each coordinate:
+    what the mask keeps passes, and shapes the rest.
 
     mask: d ones (kept) and zeros, the ones first or last: [1, 0] keeps the
-    first of two coordinates. coupling: "affine", x2 = exp(s(z1)) z2 + t(z1)
-    with two networks s and t, j -> hidden -> hidden -> d - j; or "spline",
-    where each coordinate of x2 is a monotone spline of that of z2, shaped by
-    one network. members: None, or the number S of independent layers in one.
-    seed: as that of a flow. start: "spread" or "uniform", as reset_parameters
-    says. options: bound of AffineCoupling; bins, interval of SplineCoupling.
-    (Dinh et al. 2017, section 3; Durkan et al. 2019, section 3)
+    first of two coordinates. coupling: "affine", g = exp(s) z2 + t with both
+    s and t from the network, or "spline". members: None, or the number S of
+    independent layers in one. seed: as that of a flow. hidden, start: as
+    make_network's. options: bound of AffineCoupling; bins, interval of
+    SplineCoupling. (Dinh et al. 2017, section 3; Durkan et al. 2019)
     """
 
     def __init__(
@@ -510,154 +529,136 @@ class CouplingLayer(nn.Module):
         start="spread", **options,
     ):  # fmt: skip
         super().__init__()
-        self.mask = check_mask(mask)
-        j, rest = sum(self.mask), self.mask.count(0)
-        lead = () if check_members(members) is None else (members,)
+        self.mask, members = check_mask(mask), check_members(members)
         kind = COUPLINGS[check_choice(coupling, "coupling", COUPLINGS)]
-        self.coupling = kind(lead, **options)
-        lead, width = (*lead, kind.networks), check_integer(hidden, "hidden")
-        self.network = nn.Sequential(
-            Linear(lead, j, width), nn.LeakyReLU(inplace=True),
-            Linear(lead, width, width), nn.LeakyReLU(inplace=True),
-            Linear(lead, width, self.coupling.outputs * rest),
-        )  # fmt: skip
-        check_choice(start, "start", ("spread", "uniform"))
-        generators = random_generators(seed, members or 1, WEIGHTS)
-        self.reset_parameters(generators, start)
+        self.coupling = kind(members, **options)
+        kept, moved = self.mask.count(1), self.mask.count(0)
+        outputs = moved * self.coupling.outputs
+        self.network = make_network(
+            kept, hidden, outputs, members, seed, start
+        )
 
     def forward(self, z):
         """x and log |det dx/dz|: (..., n, d) -> (..., n, d), (..., n)."""
         z1, z2 = self.split(z)
-        x2, log_det = self.push(z1, z2)
-        return self.merge(z1, x2), log_det
+        x2, log_slope = self.coupling.forward(z2, self.network(z1))
+        return self.merge(z1, x2), log_slope.sum(-1)
 
     def inverse(self, x):
         """z and log |det dz/dx|, likewise."""
         x1, x2 = self.split(x)
-        z2, log_det = self.pull(x1, x2)
-        return self.merge(x1, z2), log_det
-
-    def push(self, z1, z2):
-        """x2 and log |det dx/dz|, for the parts that split gives: a flow
-        takes its points apart once, not once a layer, which is faster."""
-        x2, log_slope = self.coupling.forward(z2, self.condition(z1))
-        return x2, log_slope.sum(-2)
-
-    def pull(self, x1, x2):
-        """z2 and log |det dz/dx|, likewise."""
-        z2, log_slope = self.coupling.inverse(x2, self.condition(x1))
-        return z2, log_slope.sum(-2)
+        z2, log_slope = self.coupling.inverse(x2, self.network(x1))
+        return self.merge(x1, z2), log_slope.sum(-1)
 
     def split(self, x):
-        """What passes and what is changed, as columns, which the networks'
-        products want: (..., n, d) -> (..., j, n), (..., d - j, n)."""
-        first = self.mask.index(1 - self.mask[0])
-        parts = x.mT.tensor_split((first,), -2)
+        """What passes and what moves: (..., d) -> (..., j), (..., d - j)."""
+        parts = x.tensor_split([self.mask.index(1 - self.mask[0])], -1)
         return parts if self.mask[0] else parts[::-1]
 
-    def condition(self, x1):
-        """The networks' outputs: (..., j, n) -> (..., networks, out, n)."""
-        lead = self.network[0].weight.shape[:-2]
-        inputs = x1.unsqueeze(-3).expand(*lead, -1, -1).flatten(0, -3)
-        return self.network(inputs).unflatten(0, lead)
-
     def merge(self, x1, x2):
-        x1 = x1.expand(*x2.shape[:-2], -1, -1)
-        return torch.cat((x1, x2) if self.mask[0] else (x2, x1), -2).mT
-
-    @torch.no_grad()
-    def reset_parameters(self, generators, start):
-        """Initial weights, each member's from its own generator.
-
-        "uniform": within 1 / sqrt(inputs), as torch does. "spread" changes
-        three things: the kinks of the first layer's units lie evenly over
-        the data, up to 2.5 from the origin; the second layer keeps its
-        inputs' size (He et al. 2015); and the last is scaled by 0.05, so
-        that the flow starts near the identity.
-        """
-        first, second, last = self.network[::2]
-        for linear in (first, second, last):
-            limit = linear.weight.shape[-1] ** -0.5
-            for parameter in (linear.weight, linear.bias):
-                own = parameter.reshape(len(generators), -1)  # a view
-                for row, generator in zip(own, generators, strict=True):
-                    row.uniform_(-limit, limit, generator=generator)
-        if start == "spread":
-            root_j = first.weight.shape[-1] ** 0.5
-            first.weight.copy_(first.weight.sign() / root_j)
-            first.bias *= 2.5 * root_j
-            second.weight *= math.sqrt(6)
-            last.weight *= 0.05
-            last.bias *= 0.05
+        x1 = x1.expand(*x2.shape[:-1], -1)
+        return torch.cat((x1, x2) if self.mask[0] else (x2, x1), -1)
 
 
 class AffineCoupling(nn.Module):
-    """y -> exp(s) y + t, whose log-slope is s, for each coordinate alone.
+    """z -> exp(s) z + t, whose log-slope is s, for each coordinate alone.
 
     bound: s = bound tanh(raw / bound), which cannot exceed it; None leaves
     it free, times a learnt number that starts at 0 (the course's layer).
     """
 
-    networks, outputs = 2, 1
+    outputs = 2  # of the network, for each coordinate: s and t
 
-    def __init__(self, lead=(), bound=2.5):
+    def __init__(self, members=None, bound=2.5):
         super().__init__()
         self.bound = bound if bound is None else check_number(bound, "bound")
         if bound is None:
-            self.gain = nn.Parameter(torch.zeros(*lead, 1))
+            self.gain = per_member(members, 1, 1)
 
-    def forward(self, y, condition):
-        s, t = self.s_and_t(condition)
-        return s.exp() * y + t, s
+    def forward(self, z, outputs):
+        s, t = self.s_and_t(outputs)
+        return s.exp() * z + t, s
 
-    def inverse(self, y, condition):
-        s, t = self.s_and_t(condition)
-        log_slope = -s
-        return (y - t) * log_slope.exp(), log_slope
+    def inverse(self, x, outputs):
+        s, t = self.s_and_t(outputs)
+        return (x - t) * (-s).exp(), -s
 
-    def s_and_t(self, condition):
-        """(..., 2, d - j, n) -> (..., d - j, n) each."""
-        raw, t = condition.unbind(-3)
+    def s_and_t(self, outputs):
+        raw, t = outputs.chunk(2, -1)
         if self.bound is None:
-            return self.gain[..., None] * raw, t
+            return self.gain * raw, t
         return self.bound * torch.tanh(raw / self.bound), t
 
 
 class Linear(nn.Module):
-    """W x + b for points as columns: (L, in, n) -> (L, out, n), weights
-    (*lead, out, in) with L the product of lead.
+    """x W + b, a point a row: (..., n, in) -> (..., n, out).
 
-    The leading axes count independent networks: the members, and s beside t.
+    The one class that knows of members: W is (in, out), or (S, in, out), and
+    then x may be (n, in), the same for all, or (S, n, in).
     """
 
-    def __init__(self, lead, fan_in, fan_out):
+    def __init__(self, fan_in, fan_out, members=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(*lead, fan_out, fan_in))
-        self.bias = nn.Parameter(torch.empty(*lead, fan_out, 1))
+        self.weight = per_member(members, fan_in, fan_out)
+        self.bias = per_member(members, 1, fan_out)
 
     def forward(self, x):
-        weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
-        return torch.baddbmm(bias, weight, x)
+        if self.weight.dim() == 2:
+            return x @ self.weight + self.bias
+        x = x.expand(len(self.weight), -1, -1)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def per_member(members, *shape):
+    lead = () if members is None else (members,)
+    return nn.Parameter(torch.zeros(*lead, *shape))
+
+
+def make_network(inputs, hidden, outputs, members, seed, start):
+    """inputs -> hidden -> hidden -> outputs, with LeakyReLU in between.
+
+    start: "uniform", weights within 1 / sqrt(inputs), as torch does; "spread"
+    changes three things: the kinks of the first map's units lie evenly over
+    the data, up to 2.5 from the origin; the second map keeps its inputs' size
+    (He et al. 2015); and the last is scaled by 0.05, so that a flow starts
+    near the identity. Each member draws from its own generator.
+    """
+    check_integer(hidden, "hidden")
+    check_choice(start, "start", ("spread", "uniform"))
+    first = Linear(inputs, hidden, members)
+    second = Linear(hidden, hidden, members)
+    last = Linear(hidden, outputs, members)
+    generators = random_generators(seed, members or 1, WEIGHTS)
+    for linear in (first, second, last):
+        limit = linear.weight.shape[-2] ** -0.5
+        for p in (linear.weight, linear.bias):
+            rows = p.data.view(len(generators), -1)
+            for row, generator in zip(rows, generators, strict=True):
+                row.uniform_(-limit, limit, generator=generator)
+    if start == "spread":
+        first.weight.data.sign_().mul_(inputs**-0.5)
+        first.bias.data *= 2.5 * inputs**0.5
+        second.weight.data *= math.sqrt(6)
+        last.weight.data *= 0.05
+        last.bias.data *= 0.05
+    act = partial(nn.LeakyReLU, inplace=True)
+    return nn.Sequential(first, act(), second, act(), last)
 
 
 class CouplingFlow(nn.Module):
     """x = f_K(... f_1(z)), z ~ N(0, I): coupling layers, of which the first
     keeps the first half of the coordinates, the next the rest, and so on.
 
-    num_layers: K >= 1. members: None for one flow; S for an ensemble, whose
-    weights carry a leading axis of S: member i of seed s is the flow of seed
-    s + i. coupling: "affine" or "spline". dim: d >= 2. options: as those of
-    CouplingLayer. float32; float64 after .double().
-    Points are (n, d), or (S, n, d) with members, and checked here: ValueError
-    unless finite. (Dinh et al. 2017; Papamakarios et al. 2021)
+    num_layers: K >= 1. members: None for one flow; S for an ensemble: member
+    i of seed s is the flow of seed s + i. coupling: "affine" or "spline".
+    dim: d >= 2. options: as CouplingLayer's. float32; float64 after .double().
+    Points are (n, d), or (S, n, d) with members: ValueError unless finite.
+    (Dinh et al. 2017; Papamakarios et al. 2021)
 
     >>> flow = CouplingFlow(4, coupling="spline", seed=0)
-    >>> x = flow.sample(5, seed=1)
-    >>> flow.log_probability(x).shape
+    >>> z, log_det = flow.inverse(flow.sample(5, seed=1))
+    >>> flow.log_probability(flow.forward(z)[0]).shape
     torch.Size([5])
-    >>> z, log_det = flow.inverse(x)
-    >>> torch.allclose(flow.forward(z)[0], x, atol=1e-4)
-    True
     """
 
     def __init__(
@@ -677,30 +678,26 @@ class CouplingFlow(nn.Module):
         )
 
     def forward(self, z):
-        """x = f(z) and log |det dx/dz|: (n, d) -> (n, d), (n,).
-
-        With S members: (n, d) or (S, n, d) -> (S, n, d), (S, n).
-        """
-        points = self.check(z, "z")
-        return self.through(points, list(self.layers), CouplingLayer.push)
+        """x = f(z) and log |det dx/dz|: (n, d) -> (n, d), (n,). With members
+        (n, d) or (S, n, d) -> (S, n, d), (S, n)."""
+        x, log_det = self.check(z, "z"), 0
+        with one_thread():
+            for layer in self.layers:
+                x, own = layer.forward(x)
+                log_det = log_det + own
+        return x, log_det
 
     def inverse(self, x):
         """z = f^-1(x) and log |det dz/dx|, with shapes as in forward."""
-        points = self.check(x, "x")
-        return self.through(points, [*self.layers][::-1], CouplingLayer.pull)
-
-    def through(self, points, layers, step):
-        """Layer after layer: what one keeps, the next one changes."""
-        (kept, changed), total = layers[0].split(points), 0
+        z, log_det = self.check(x, "x"), 0
         with one_thread():
-            for layer in layers:
-                changed, log_det = step(layer, kept, changed)
-                kept, changed, total = changed, kept, total + log_det
-        return layers[-1].merge(changed, kept), total
+            for layer in reversed(self.layers):
+                z, own = layer.inverse(z)
+                log_det = log_det + own
+        return z, log_det
 
     def log_probability(self, x):
-        """log N(f^-1(x); 0, I) + log |det dz/dx| in nats: (n, d) -> (n,),
-        or (S, n) with members."""
+        """log N(f^-1(x); 0, I) + log |det dz/dx| in nats: -> (n,), (S, n)."""
         z, log_det = self.inverse(x)
         return log_det - z.square().sum(-1) / 2 - self.dim / 2 * LOG_2PI
 
@@ -728,10 +725,7 @@ class CouplingFlow(nn.Module):
 
     def member(self, i):
         """Member i as a flow of its own, with a copy of its weights."""
-        if check_integer(i, "i", at_least=0) >= (self.members or 1):
-            raise ValueError(
-                f"i must be below the {self.members or 1} members, got {i}"
-            )
+        check_index(i, "i", self.members or 1)
         single = copy.deepcopy(self)
         if self.members is not None:
             single.members = None
@@ -748,9 +742,8 @@ class CouplingFlow(nn.Module):
 
 class SplineCoupling(nn.Module):
     """A monotone spline of `bins` rational-quadratic pieces on [-interval,
-    interval], and the identity outside, for each coordinate alone: y is
-    (..., d - j, n), condition the network's (..., 1, outputs (d - j), n).
-    Within a piece u is the share of its width, part that of its height.
+    interval], and the identity outside, for each coordinate alone. Within a
+    piece u is the share of its width, part that of its height.
 
     The network gives the pieces' widths and heights (a softmax) and the
     slopes at the inner knots; the slope at both ends is 1. Every width and
@@ -759,10 +752,9 @@ class SplineCoupling(nn.Module):
     well conditioned. (Durkan et al. 2019, equations 4 to 8)
     """
 
-    networks = 1
     MIN_SHARE, MAX_LOG_SLOPE = 0.16, 2.0
 
-    def __init__(self, lead=(), bins=16, interval=5.0):
+    def __init__(self, members=None, bins=16, interval=5.0):
         super().__init__()
         self.bins = bins = check_integer(bins, "bins", at_least=2)
         if bins > 64:
@@ -770,19 +762,19 @@ class SplineCoupling(nn.Module):
         self.interval = check_number(interval, "interval")
         self.outputs = 3 * bins - 1
 
-    def forward(self, y, condition):
-        inside, unit = self.unit(y)
-        x0, y0, width, height, d0, d1 = self.piece(unit, condition, False)
+    def forward(self, z, outputs):
+        inside, unit = self.unit(z)
+        x0, y0, width, height, d0, d1 = self.piece(unit, outputs, False)
         ratio, u = height / width, ((unit - x0) / width).clamp(0, 1)
         v, curve = u * (1 - u), d0 + d1 - 2 * ratio
         part = (ratio * u.square() + d0 * v) / (ratio + curve * v)  # (4)
         bent = (y0 + height * part) * self.interval
         log_slope = self.log_slope(u, ratio, d0, d1)
-        return bent.where(inside, y), log_slope.where(inside, 0 * y)
+        return bent.where(inside, z), log_slope.where(inside, 0 * z)
 
-    def inverse(self, y, condition):
-        inside, unit = self.unit(y)
-        x0, y0, width, height, d0, d1 = self.piece(unit, condition, True)
+    def inverse(self, x, outputs):
+        inside, unit = self.unit(x)
+        x0, y0, width, height, d0, d1 = self.piece(unit, outputs, True)
         ratio, part = height / width, (unit - y0) / height
         curve = part * (d0 + d1 - 2 * ratio)
         a, b, c = ratio - d0 + curve, d0 - curve, -ratio * part  # (6) to (8)
@@ -792,21 +784,21 @@ class SplineCoupling(nn.Module):
         u = (u / torch.where(b < 0, 2 * a, b + root)).clamp(0, 1)
         straight = (x0 + width * u) * self.interval
         log_slope = -self.log_slope(u, ratio, d0, d1)
-        return straight.where(inside, y), log_slope.where(inside, 0 * y)
+        return straight.where(inside, x), log_slope.where(inside, 0 * x)
 
     def log_slope(self, u, ratio, d0, d1):  # (5)
         v, curve = u * (1 - u), d0 + d1 - 2 * ratio
         rise = d1 * u.square() + 2 * ratio * v + d0 * (1 - u).square()
         return 2 * ratio.log() + rise.log() - 2 * (ratio + curve * v).log()
 
-    def unit(self, y):
-        unit = y / self.interval
+    def unit(self, x):
+        unit = x / self.interval
         return unit.abs() < 1, unit.clamp(-1, 1)
 
-    def piece(self, y, condition, inverse):
-        """For each y in [-1, 1] its piece: left corner (x0, y0), width,
+    def piece(self, unit, outputs, inverse):
+        """For each point in [-1, 1] its piece: left corner (x0, y0), width,
         height, and the slopes at both ends."""
-        raw = condition.squeeze(-3).unflatten(-2, (-1, self.outputs)).mT
+        raw = outputs.unflatten(-1, (-1, self.outputs))
         sizes = [self.bins, self.bins, self.bins - 1]
         widths, heights, raw_slopes = raw.split(sizes, -1)
         xs, ys = self.knots(widths), self.knots(heights)
@@ -814,7 +806,7 @@ class SplineCoupling(nn.Module):
         slopes = (most * torch.tanh(raw_slopes / most)).exp()
         slopes = F.pad(slopes, (1, 1), value=1.0)
         inner = (ys if inverse else xs)[..., 1:-1]
-        left = (y[..., None] >= inner).sum(-1, keepdim=True)
+        left = (unit[..., None] >= inner).sum(-1, keepdim=True)
         x0, y0, d0 = (pick(v, left) for v in (xs, ys, slopes))
         x1, y1, d1 = (pick(v, left + 1) for v in (xs, ys, slopes))
         return x0, y0, x1 - x0, y1 - y0, d0, d1
@@ -831,9 +823,9 @@ def pick(values, index):
     return values.gather(-1, index).squeeze(-1)
 
 
-# A coupling has `networks` networks of `outputs` outputs a coordinate, and a
-# forward and an inverse: columns y (..., d - j, n), and the networks' outputs
-# (..., networks, outputs (d - j), n) -> those columns moved, and log-slopes.
+# A coupling has a number of `outputs`, which it wants from the network for
+# each coordinate that moves, and forward and inverse, which take coordinates
+# (..., n, d - j) and those outputs to their images and log-slopes.
 COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
 
 
@@ -892,168 +884,3 @@ def one_thread():
     finally:
         if threads > 1:
             torch.set_num_threads(threads)
-
-
-# Checks: each argument once, where it enters.
-
-
-def check_points(
-    x, name="x", dim=None, dtype=torch.float64, device="cpu", members=None
-):
-    """x as finite points (n, d), or (members, n, d), or a helpful error."""
-    if not isinstance(x, torch.Tensor):
-        try:
-            x = torch.from_numpy(np.array(x))
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} must be an array of real numbers, got {x!r}"
-            ) from error
-    if x.is_complex() or x.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
-    shape = tuple(x.shape)
-    axes = shape[:-2] == () or members is not None and shape[:-2] == (members,)
-    if len(shape) < 2 or not axes or 0 in shape or shape[-1] != (
-        dim or shape[-1]
-    ):  # fmt: skip
-        d = "d" if dim is None else dim
-        wanted = f"(n, {d})" if members is None else f"({members}, n, {d})"
-        raise ValueError(
-            f"{name} must have shape {wanted} with n >= 1, got {shape}"
-        )
-    x = x.to(dtype=dtype, device=device)
-    # One cheap sum settles all but the odd case, such as 1e38 + 1e38.
-    if not math.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
-        bad = x[~torch.isfinite(x)][0].item()
-        raise ValueError(f"{name} must be finite, got {bad}")
-    return x
-
-
-def check_integer(value, name, at_least=1):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}")
-    return int(value)
-
-
-def check_counts(**counts):
-    """Refuse a count that is not an integer >= 1, by its name: TypeError or
-    ValueError. The notebooks' parameters pass through here first."""
-    for name, value in counts.items():
-        check_integer(value, name)
-
-
-def check_number(value, name, above=0.0, below=math.inf, or_equal=False):
-    real = (int, float, np.integer, np.floating)
-    if isinstance(value, bool) or not isinstance(value, real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not ((value > above or or_equal and value == above) and value < below):
-        sign = ">=" if or_equal else ">"
-        raise ValueError(
-            f"{name} must be {sign} {above} and < {below}, got {value}"
-        )
-    return float(value)
-
-
-def check_flag(value, name):
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def check_choice(value, name, known):
-    if not (isinstance(value, str) and value in known):
-        raise ValueError(
-            f"{name} must be one of {', '.join(known)}; got {value!r}"
-        )
-    return value
-
-
-def check_samples(samples):
-    samples = check_points(samples, "samples").detach()
-    if len(samples) < 2:
-        raise ValueError(
-            f"samples must hold at least 2 points, got {len(samples)}"
-        )
-    return samples
-
-
-def check_candidates(candidates):
-    if np.ndim(candidates) != 1 or not len(candidates):
-        raise ValueError(
-            "candidates must be a non-empty list of bandwidths, "
-            f"got {candidates!r}"
-        )
-    numbers = [c.item() if hasattr(c, "item") else c for c in candidates]
-    return [check_number(c, "candidates") for c in numbers]
-
-
-def check_bandwidth(H, d):
-    """A number h, as h I, or an invertible matrix: -> (d, d), float64."""
-    matrix = H
-    if not isinstance(H, (list, tuple)) and np.ndim(H) == 0:
-        h = H.item() if isinstance(H, torch.Tensor) else H
-        matrix = check_number(h, "H") * np.eye(d)
-    matrix = check_points(matrix, "H")
-    if matrix.shape != (d, d) or not torch.linalg.cond(matrix) < 1e15:
-        raise ValueError(
-            f"H must be a number > 0 or an invertible {d} x {d} matrix, "
-            f"got {H!r}"
-        )
-    return matrix
-
-
-def check_covariances(covariances, k, d):
-    """Their Cholesky factors: (k, d, d) -> (k, d, d)."""
-    C = torch.as_tensor(np.array(covariances), dtype=torch.float64)
-    roots, failed = None, True
-    if C.shape == (k, d, d):
-        if (C - C.mT).abs().max() <= 1e-5 * C.abs().max():  # not where NaN
-            roots, failed = torch.linalg.cholesky_ex(C)
-    if roots is None or failed.any() or not torch.isfinite(roots).all():
-        raise ValueError(
-            f"covariances must be ({k}, {d}, {d}), symmetric and positive "
-            f"definite, got {covariances!r}"
-        )
-    return roots
-
-
-def check_limits(limits, name):
-    try:
-        low, high = (float(v) for v in limits)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} must be two numbers (low, high), got {limits!r}"
-        ) from error
-    if not (low < high and math.isfinite(high - low)):
-        raise ValueError(
-            f"{name} must be finite with low < high, got {limits!r}"
-        )
-    return low, high
-
-
-def check_grid(grid, dim=2):
-    if not isinstance(grid, Grid):
-        raise TypeError(f"grid must be a Grid, got {grid!r}")
-    if dim != 2:
-        raise ValueError(f"grid is of the plane, the density has dim {dim}")
-    return grid
-
-
-def check_mask(mask):
-    """mask as a list of ones, kept, and zeros; the ones first or last."""
-    values = mask.tolist() if hasattr(mask, "tolist") else mask
-    if not isinstance(values, (list, tuple)):
-        raise TypeError(f"mask must be a list, got {mask!r}")
-    values = list(values)
-    zeros_and_ones = all(np.ndim(v) == 0 and v in (0, 1) for v in values)
-    ordered = zeros_and_ones and sorted(values) in (values, values[::-1])
-    if not ordered or len({*values}) < 2:
-        raise ValueError(
-            "mask must hold ones and zeros, the ones first or last, such as "
-            f"[1, 0], got {mask!r}"
-        )
-    return [int(v) for v in values]
-
-
-def check_members(members):
-    return None if members is None else check_integer(members, "members")

@@ -4,7 +4,6 @@ Every fit is scored against the exact truth, in nats, on fresh points; every
 comparison stands on several seeds, with Student's interval.
 """
 
-import functools
 import hashlib
 import inspect
 import math
@@ -18,7 +17,15 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import stdtr, stdtrit
 
+from checks import (
+    brief,
+    check_density,
+    check_flag,
+    check_integer,
+    check_number,
+)
 from helpers import (
     COUPLINGS,
     SCORING,
@@ -27,9 +34,6 @@ from helpers import (
     Density,
     Grid,
     ToyDataset,
-    check_flag,
-    check_integer,
-    check_number,
     one_thread,
     random_generator,
 )
@@ -111,13 +115,6 @@ def estimate(values):
     return Estimate(mean, error)
 
 
-def check_density(density, name):
-    if not all(hasattr(density, f) for f in ("log_probability", "sample")):
-        raise TypeError(
-            f"{name} must have log_probability and sample, got {density!r}"
-        )
-
-
 # Intervals and verdicts
 
 
@@ -144,16 +141,16 @@ def mean_interval(values, level=0.95):
         values = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"values must be a list of numbers, got {values!r}"
+            f"values must be a list of numbers, got {brief(values)}"
         ) from error
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(
-            f"values must be a non-empty finite list, got {values!r}"
+            f"values must be a non-empty finite list, got {brief(values)}"
         )
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
-    half = student_t(level, n - 1) * float(values.std(ddof=1)) / n**0.5
+    half = stdtrit(n - 1, (1 + level) / 2) * float(values.std(ddof=1)) / n**0.5
     return Interval(mean, mean - half, mean + half)
 
 
@@ -174,7 +171,7 @@ def holm_intervals(comparisons, level=0.95):
         n = len(values)
         error = values.std(ddof=1) / n**0.5 if n > 1 else math.inf
         t = abs(mean) / error if error > 0 else math.inf if mean else 0.0
-        alpha[claim] = 1 - student_mass(t, n - 1) if n > 1 else 1.0
+        alpha[claim] = 2 * stdtr(n - 1, -t) if n > 1 else 1.0
     intervals, allowed, failed = {}, 1 - level, False
     for k, claim in enumerate(sorted(alpha, key=alpha.get)):
         if not failed:
@@ -189,43 +186,13 @@ def verdict(claim, interval):
     -> "claim: supported", "claim: reversed" (it is negative), or "claim:
     undecided" where the interval contains 0, and the interval."""
     if not isinstance(interval, Interval):
-        raise TypeError(f"interval must be an Interval, got {interval!r}")
+        raise TypeError(f"interval must be an Interval, got {brief(interval)}")
     answer = "undecided"
     if interval.low > 0:
         answer = "supported"
     if interval.high < 0:
         answer = "reversed"
     return f"{claim}: {answer}, {interval}"
-
-
-NODES, NODE_WEIGHTS = np.polynomial.legendre.leggauss(200)
-
-
-def student_mass(t, degrees):
-    """P(|T| < t) for Student's T: with t = sqrt(degrees) tan(angle) the
-    integral of cos^(degrees - 1) from 0 to the angle, by quadrature, as a
-    share of that to pi / 2."""
-
-    def integral(angle):
-        cosines = np.cos(angle * (NODES + 1) / 2)
-        return angle * NODE_WEIGHTS @ cosines ** (degrees - 1)
-
-    angle = math.atan(t / degrees**0.5)
-    return integral(angle) / integral(math.pi / 2)
-
-
-@functools.cache
-def student_t(level, degrees):
-    """The t with P(|T| < t) = level, by bisection of the angle."""
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        t = degrees**0.5 * math.tan(middle)
-        if student_mass(t, degrees) < level:
-            low = middle
-        else:
-            high = middle
-    return degrees**0.5 * math.tan((low + high) / 2)
 
 
 # Sweeps
@@ -239,7 +206,7 @@ def sweep(
 
     settings: dicts with arguments of ToyDataset (dist_type may be a density),
     CouplingFlow and train. seeds: how many, 0, 1, ...; each has its own data,
-    weights and noise. Columns: setting (its place), the settings, seed, kl
+    weights and noise. Columns: setting (its index), the settings, seed, kl
     and kl_se (nats, of the weights used, on as many fresh points), valid_loss
     (nats) and best_epoch of the lowest held-out loss, parameters, seconds
     (CPU, one member's share), status: "ok", or what went wrong. results=True:
@@ -284,7 +251,7 @@ def sweep(
 
 
 def as_table(done, results):
-    """{place: (rows, result)} as what sweep returns."""
+    """{index: (rows, result)} as what sweep returns."""
     rows = [{"setting": k, **row} for k in sorted(done) for row in done[k][0]]
     table = pd.DataFrame(rows)
     nothing = (None, None)
@@ -292,8 +259,8 @@ def as_table(done, results):
     return (table, trained) if results else table
 
 
-def run_setting(place, setting, seeds, points):
-    """One ensemble, a member a seed: -> place, (rows, TrainingResult or
+def run_setting(index, setting, seeds, points):
+    """One ensemble, a member a seed: -> index, (rows, TrainingResult or
     None)."""
     rows = [{**setting, "seed": seed} for seed in seeds]
     try:
@@ -303,7 +270,7 @@ def run_setting(place, setting, seeds, points):
     except Exception as error:
         for row in rows:
             row["status"] = f"{type(error).__name__}: {error}"
-        return place, (rows, None)
+        return index, (rows, None)
     size = sum(p.numel() for p in result.flow.parameters()) // len(seeds)
     for i, row in enumerate(rows):
         row |= {
@@ -315,7 +282,7 @@ def run_setting(place, setting, seeds, points):
             "seconds": result.seconds / len(seeds),
             "status": "diverged" if result.diverged[i] else "ok",
         }
-    return place, (rows, result)
+    return index, (rows, result)
 
 
 def run_ensemble(setting, seeds, points):
@@ -338,7 +305,7 @@ def names_of(*functions):
     """The names of their arguments that a setting may have."""
     names = [n for f in functions for n in inspect.signature(f).parameters]
     return set(names) - {
-        "self", "seed", "members", "options", "mask", "lead", "dim",
+        "self", "seed", "members", "options", "mask", "dim",
     }  # fmt: skip
 
 
@@ -360,7 +327,8 @@ def check_settings(settings):
     dicts = isinstance(settings, (list, tuple)) and len(settings)
     if not (dicts and all(isinstance(s, dict) for s in settings)):
         raise TypeError(
-            f"settings must be a non-empty list of dicts, got {settings!r}"
+            "settings must be a non-empty list of dicts, "
+            f"got {brief(settings)}"
         )
     known = set().union(*ROUTES)
     for setting in settings:
@@ -368,7 +336,7 @@ def check_settings(settings):
         missing = {"dist_type", "num_layers", "epochs"} - setting.keys()
         if unknown or missing:
             raise ValueError(
-                f"setting {setting!r} has unknown keys "
+                f"setting {brief(setting)} has unknown keys "
                 f"{sorted(unknown, key=str)} and lacks {sorted(missing)}; "
                 f"known: {', '.join(sorted(known))}"
             )
@@ -378,7 +346,7 @@ HERE = Path(__file__).parent
 
 
 def digest_of_sources():
-    modules = ("helpers", "training", "study")
+    modules = ("checks", "helpers", "training", "study")
     sources = [(HERE / f"{module}.py").read_bytes() for module in modules]
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
@@ -396,12 +364,12 @@ class Memory:
         if self.on and digest_of_sources() != IMPORTED:
             self.on = False
             warnings.warn(
-                "helpers.py, training.py or study.py has changed since it "
-                "was imported, so this sweep is not remembered: restart the "
-                "kernel", stacklevel=3,
+                "checks.py, helpers.py, training.py or study.py has changed "
+                "since it was imported, so this sweep is not remembered: "
+                "restart the kernel", stacklevel=3,
             )  # fmt: skip
         memory = joblib.Memory(HERE / folder if self.on else None, verbose=0)
-        self.cached = memory.cache(kept, ignore=["run"])
+        self.cached = memory.cache(stored, ignore=["run"])
         kernels = ("MKL_CBWR", "ATEN_CPU_CAPABILITY")
         self.about = (
             list(seeds), points, IMPORTED, torch.__version__,
@@ -420,7 +388,7 @@ class Memory:
         return joblib.hash((setting, self.about))
 
     def recall(self, settings):
-        """{place: run} of those that are there. One that cannot be read is
+        """{index: run} of those that are there. One that cannot be read is
         left out, with joblib's warning."""
         keys = {k: self.key(s) for k, s in enumerate(settings) if self.on}
         found = {
@@ -434,6 +402,6 @@ class Memory:
             self.cached.call(key, run)
 
 
-def kept(key, run):
+def stored(key, run):
     """What joblib keeps under a key: the run that it is given."""
     return run

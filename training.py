@@ -2,8 +2,9 @@
 
 A flow is fitted by the mean of -log p over its training points, in nats. The
 recipe says how; the loop is `train`. Its pieces, in the order of their use:
-`Recipe.batches` gives an epoch's points, `Descent` takes a step of Adam on
-each batch, `RunningMean` averages the weights, `Choice` picks the epoch.
+`Recipe.kernel` and `Recipe.batches` give an epoch's points, `Recipe.rate` the
+learning rate of a step, `update_mean` averages the weights, and `Checkpoint`
+keeps the epoch that is returned.
 """
 
 import copy
@@ -11,20 +12,19 @@ import math
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from checks import brief, check_flag, check_integer, check_number
 from helpers import (
     TRAINING,
     CouplingFlow,
     ToyDataset,
-    check_flag,
-    check_integer,
-    check_number,
     one_thread,
     random_generators,
     select_bandwidth,
@@ -41,10 +41,10 @@ class Recipe:
     warmup: over this share of the steps the learning rate rises from 0.
     cosine: it falls to 0 along a cosine. (Loshchilov, Hutter 2017)
     shuffle: a new order of the points in every epoch.
-    jitter: every batch gets fresh N(0, h^2 I) noise, h = jitter times
-        select_bandwidth of the training points. This is maximum likelihood
-        on their kernel estimate. 0: none.
-    sharpened: the noise is added to sharpen(points, h) in their place.
+    jitter: every batch gets fresh noise, whose standard deviation is jitter
+        times select_bandwidth of the training points. This is maximum
+        likelihood on their kernel estimate. 0: none.
+    sharpened: the noise is added to sharpen(points, width) in their place.
     average: decay of the running mean of the weights, which is what is
         validated and returned. 0: none. (Izmailov et al. 2018)
     tolerance: return the last epoch whose held-out loss is within a standard
@@ -77,21 +77,26 @@ class Recipe:
         check_number(self.jitter, "jitter", or_equal=True)
         check_number(self.valid_fraction, "valid_fraction", below=1)
 
-    def rate(self, step, steps):
-        """The learning rate of a step, counted from 0."""
-        rise = min(1, (step + 1) / (self.warmup * steps)) if self.warmup else 1
-        fall = (1 + math.cos(math.pi * step / steps * self.cosine)) / 2
-        return self.learning_rate * (rise * fall)
+    def kernel(self, points):
+        """The kernel estimate that the batches are drawn from: its centres,
+        as points (..., n, d), and its width, () or (S,)."""
+        sets = points.reshape(-1, *points.shape[-2:])
+        widths = [self.jitter and self.jitter * bandwidth(x) for x in sets]
+        if self.jitter and self.sharpened:
+            pairs = zip(sets, widths, strict=True)
+            sets = torch.stack([sharpen(x, h).to(x) for x, h in pairs])
+        width = points.new_tensor(widths).reshape(points.shape[:-2])
+        return sets.reshape(points.shape), width
 
-    def batches(self, points, width, generators):
-        """An epoch: points (..., n, d) in a new order, plus width times
+    def batches(self, centres, width, generators):
+        """An epoch: centres (..., n, d) in a new order, plus width times
         noise, in parts. Each member draws from its own generator."""
 
         def draw(sampler):
             draws = torch.stack([sampler(g) for g in generators])
-            return draws.to(points.device).reshape(*points.shape[:-1], -1)
+            return draws.to(centres.device).reshape(*centres.shape[:-1], -1)
 
-        n, d = points.shape[-2:]
+        (n, d), points = centres.shape[-2:], centres
         if self.shuffle:
             order = draw(lambda g: torch.randperm(n, generator=g))
             points = points.gather(-2, order.expand_as(points))
@@ -100,15 +105,12 @@ class Recipe:
             points = points + width[..., None, None] * noise.to(points)
         return points.tensor_split(math.ceil(n / self.batch_size), -2)
 
-    def smooth(self, points):
-        """The points that get noise, and its width h, () or (S,)."""
-        sets = points.reshape(-1, *points.shape[-2:])
-        widths = [self.jitter and self.jitter * bandwidth(p) for p in sets]
-        if self.jitter and self.sharpened:
-            pairs = zip(sets, widths, strict=True)
-            sets = torch.stack([sharpen(p, h).to(p) for p, h in pairs])
-        width = points.new_tensor(widths).reshape(points.shape[:-2])
-        return sets.reshape(points.shape), width
+    def rate(self, step, steps):
+        """The learning rate of a step, counted from 0, as a share of
+        learning_rate."""
+        rise = min(1, (step + 1) / (self.warmup * steps)) if self.warmup else 1
+        fall = (1 + math.cos(math.pi * step / steps * self.cosine)) / 2
+        return rise * fall
 
 
 @one_thread()
@@ -120,9 +122,9 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     list of S of one size. recipe: what differs from Recipe's defaults.
     Member i of seed s is trained as a single flow of seed s + i would be.
     A KeyboardInterrupt after the first epoch returns what was reached. A
-    member whose loss stops being finite keeps its last choice and is marked
-    in .diverged, with a warning; RuntimeError if none remains. ValueError,
-    TypeError for bad arguments.
+    member whose loss stops being finite keeps its last checkpoint and is
+    marked in .diverged, with a warning; RuntimeError if none remains.
+    ValueError, TypeError for bad arguments.
 
     >>> moons = ToyDataset("Moons", 500, seed=0)
     >>> result = train(CouplingFlow(2), moons, epochs=3, progress=False)
@@ -130,79 +132,57 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     torch.Size([3])
     """
     recipe = Recipe(**recipe)
-    points, valid = split_off(flow, data, recipe.valid_fraction)
+    points, held_out = split_off(flow, data, recipe.valid_fraction)
     epochs = check_integer(epochs, "epochs")
     check_flag(progress, "progress")
     generators = random_generators(seed, flow.members or 1, TRAINING)
-    points, width = recipe.smooth(points)
-    n = points.shape[-2]
+    start = time.process_time()
+    centres, width = recipe.kernel(points)
+    moving, mean = copy.deepcopy(flow), copy.deepcopy(flow)
+    n, step = points.shape[-2], 0
     steps = epochs * math.ceil(n / recipe.batch_size)
-    descent = Descent(flow, recipe, steps)
-    mean = RunningMean(descent, recipe.average)
-    choice, start = Choice.of(mean.flow, valid), time.process_time()
+    betas = 0.9, recipe.beta2
+    adam = torch.optim.Adam(
+        moving.parameters(), recipe.learning_rate, betas, fused=True
+    )
+    schedule = LambdaLR(adam, partial(recipe.rate, steps=steps))
+    checkpoint = Checkpoint.before(flow, held_out)
     bar = progress_bar(progress, range(epochs), "training", unit="epoch")
     try:
         for epoch in bar:
-            loss = 0
-            for batch in recipe.batches(points, width, generators):
-                loss = loss + descent.step(batch) * batch.shape[-2] / n
-                mean.update()
-            log_p = mean.log_probability(valid)
-            choice = choice.after(epoch, mean.flow, loss, log_p, recipe)
+            total = 0
+            for batch in recipe.batches(centres, width, generators):
+                loss = -moving.log_probability(batch).mean(-1)
+                adam.zero_grad()
+                loss.sum().backward()  # members: each has its own gradient
+                adam.step()
+                schedule.step()
+                step += 1
+                update_mean(mean, moving, max(1 - recipe.average, 1 / step))
+                total = total + loss.detach() * batch.shape[-2] / n
+            with torch.no_grad():
+                log_p = mean.log_probability(held_out)
+            checkpoint = checkpoint.after(epoch, mean, total, log_p, recipe)
             bar.set_postfix_str(f"held out {-log_p.mean():.3f} nats")
     except KeyboardInterrupt:
-        if not choice.losses:
+        if not checkpoint.losses:
             raise
     seconds = time.process_time() - start
-    return choice.result(flow, width, len(choice.losses) < epochs, seconds)
+    return checkpoint.result(flow, width, epochs, seconds)
 
 
-class Descent:
-    """A copy of the flow whose weights are views of one vector, `flat`, so
-    that a step of Adam is one operation. steps: in all; done: so far."""
-
-    def __init__(self, flow, recipe, steps):
-        self.flow, self.recipe = copy.deepcopy(flow), recipe
-        self.steps, self.done = steps, 0
-        self.weights, self.flat = as_one(self.flow)
-        rate, betas = recipe.learning_rate, (0.9, recipe.beta2)
-        self.adam = torch.optim.Adam([self.flat], rate, betas, fused=True)
-
-    def step(self, batch):
-        """One step on points (..., m, d): -> their loss before it, () or
-        (S,). The members' losses add up, so each has its own gradient."""
-        loss = -self.flow.log_probability(batch).mean(-1)
-        grads = torch.autograd.grad(loss.sum(), self.weights)
-        self.flat.grad = torch.cat([grad.flatten() for grad in grads])
-        rate = self.recipe.rate(self.done, self.steps)
-        self.adam.param_groups[0]["lr"] = rate
-        self.adam.step()
-        self.done += 1
-        return loss.detach()
+@torch.no_grad()
+def update_mean(mean, moving, share):
+    """mean + share (moving - mean), weight by weight. With a decay of 0.99
+    the shares 1, 1/2, 1/3, ..., 0.01, 0.01, ... give the mean of all steps
+    in the beginning, and then of some 100. (After Polyak, Juditsky 1992)"""
+    for average, weight in zip(
+        mean.parameters(), moving.parameters(), strict=True
+    ):
+        average.lerp_(weight, share)
 
 
-class RunningMean:
-    """The flow whose weights are the mean of those that Descent has been
-    at: with a decay of 0.99 of some 100 steps, of all in the beginning.
-    (Polyak, Juditsky 1992)"""
-
-    def __init__(self, descent, decay):
-        self.descent, self.decay, self.flow = descent, decay, descent.flow
-        if decay:
-            self.flow = copy.deepcopy(descent.flow)
-            _, self.flat = as_one(self.flow)
-
-    def update(self):
-        if self.decay:
-            share = max(1 - self.decay, 1 / self.descent.done)
-            self.flat.lerp_(self.descent.flat, share)
-
-    @torch.no_grad()
-    def log_probability(self, x):
-        return self.flow.log_probability(x)
-
-
-class Choice(NamedTuple):
+class Checkpoint(NamedTuple):
     """The epoch whose weights are returned, and how it came about: a new
     value after every epoch, so that an interrupt always finds a whole one.
 
@@ -219,13 +199,15 @@ class Choice(NamedTuple):
     valid_losses: tuple = ()
 
     @classmethod
-    def of(cls, flow, valid):
+    def before(cls, flow, held_out):
+        """Before the first epoch."""
         weights = [p.detach().clone() for p in flow.parameters()]
-        best = valid.new_full(valid.shape[:-1], -math.inf)
+        best = held_out.new_full(held_out.shape[:-1], -math.inf)
         epoch = torch.zeros_like(best[..., 0], dtype=torch.long)
         return cls(epoch, weights, best, torch.ones_like(epoch).bool())
 
     def after(self, epoch, flow, loss, log_p, recipe):
+        """After one more epoch."""
         alive = self.alive & loss.isfinite()
         if not alive.any():
             raise RuntimeError(
@@ -241,14 +223,16 @@ class Choice(NamedTuple):
             torch.where(as_wide(take, p), p.detach(), w)
             for p, w in zip(flow.parameters(), self.weights, strict=True)
         ]
-        return Choice(
+        return Checkpoint(
             torch.where(take, epoch, self.epoch), weights, best, alive,
             (*self.losses, loss), (*self.valid_losses, -log_p.mean(-1)),
         )  # fmt: skip
 
-    def result(self, flow, width, interrupted, seconds):
-        """A copy of the flow with the chosen weights, and its history."""
+    def result(self, flow, width, epochs, seconds):
+        """A copy of the flow with the weights that were kept, and its
+        history."""
         alive = self.alive & self.best.mean(-1).isfinite()
+        interrupted = len(self.losses) < epochs
         if not alive.any():
             raise RuntimeError(
                 "the held-out loss was never finite: look for an outlier "
@@ -290,9 +274,9 @@ class TrainingResult:
     best_valid_loss its value there.
     used_epoch: the last one no worse than that by more than one standard
     error of the difference, point by point.
-    jitter: standard deviation of the noise, in the data's unit. diverged:
-    whether a loss stopped being finite. interrupted: whether epochs are
-    missing. seconds: CPU time.
+    noise: its standard deviation, in the data's unit. diverged: whether a
+    loss stopped being finite. interrupted: whether epochs are missing.
+    seconds: CPU time.
     """
 
     flow: CouplingFlow
@@ -301,7 +285,7 @@ class TrainingResult:
     best_epoch: int | torch.Tensor
     best_valid_loss: float | torch.Tensor
     used_epoch: int | torch.Tensor
-    jitter: float | torch.Tensor
+    noise: float | torch.Tensor
     diverged: bool | torch.Tensor
     interrupted: bool
     seconds: float
@@ -323,14 +307,6 @@ def bandwidth(points, at_most=2000):
     return select_bandwidth(few) * (len(points) / len(few)) ** (-1 / (d + 4))
 
 
-def as_one(flow):
-    """A flow's parameters, and one vector that they become views of."""
-    weights = list(flow.parameters())
-    flat = torch.cat([weight.detach().flatten() for weight in weights])
-    nn.utils.vector_to_parameters(flat, weights)
-    return weights, flat
-
-
 def no_worse(log_p, best):
     """Whether the mean of log_p, (..., n), is below that of best by no more
     than a standard error of their difference; False for a single point."""
@@ -348,7 +324,7 @@ def as_wide(value, parameter):
 def split_off(flow, data, fraction):
     """The first points to fit and the last to validate: (..., n, d) each."""
     if not isinstance(flow, CouplingFlow):
-        raise TypeError(f"flow must be a CouplingFlow, got {flow!r}")
+        raise TypeError(f"flow must be a CouplingFlow, got {brief(flow)}")
     points = training_points(flow, data)
     n = points.shape[-2]
     held_out = max(1, round(fraction * n))

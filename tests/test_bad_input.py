@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import checks as c
 import helpers as h
 import study as s
 from training import Recipe, train
@@ -41,7 +42,7 @@ def words(value):
         if not value.isfinite().all():
             return r"\b(nan|inf)\b"
         value = tuple(value.shape)
-    return re.escape(repr(value))
+    return re.escape(c.brief(value))
 
 
 # A call that works; for each of its arguments, values that do not.
@@ -76,7 +77,7 @@ CALLS = [
         num_samples=[0], seed=[-1], num_gaussians=[0])),
     (h.GaussianMixture, dict(means=POINTS, sigma=1.0), dict(
         means=[ONE_NAN], sigma=[0, None],
-        covariances=[Says(np.ones((20, 2, 2)), "1.0")])),
+        covariances=[Says(np.ones((20, 2, 2)), r"\(20, 2, 2\)")])),
     (partial(h.GaussianMixture, np.eye(2)), dict(covariances=[np.eye(2)] * 2),
      dict(covariances=[
         Says(np.eye(2), r"\(2, 2, 2\)"), Says(-np.ones((2, 2, 2)), "-1"),
@@ -90,11 +91,11 @@ CALLS = [
         samples=[WIDE], margin=[-0.1])),
     (UNIT.image, dict(values=np.zeros(16)), dict(
         values=[torch.zeros(15)])),
-    (h.check_counts, dict(epochs=1), dict(epochs=[0])),
+    (c.check_counts, dict(epochs=1), dict(epochs=[0])),
     # Kernel estimation
     (h.GaussianKDE, dict(samples=POINTS, H=1), dict(samples=[FLAT], H=[
-        0, [[1.0, 2.0], [2.0, 4.0]], Says(np.eye(3), r"2 x 2.*1\."),
-        Says(np.ones((3, 2)), r"\[1\., 1\.\]"),
+        0, [[1.0, 2.0], [2.0, 4.0]], Says(np.eye(3), r"2 x 2.*1\.0"),
+        Says(np.ones((3, 2)), r"\[1\.0, 1\.0\]"),
         Says([[NAN, 0], [0, 1]], "nan"), Says([1.0, 1.0], r"\(2,\)")])),
     (KDE.sample, dict(n=1), dict(n=[0])),
     (h.reference_bandwidth, dict(samples=POINTS), dict(
@@ -159,7 +160,7 @@ CALLS = [
         density=[None], size=[0])),
     (s.mean_interval, dict(values=[1, 2], level=0.9), dict(
         values=["abc", 3, Says(None, "nan"), [], Says([1, NAN], "nan"),
-                Says([1, INF], "inf"), Says([[1, 2]], r"\[1\., 2\.\]")],
+                Says([1, INF], "inf"), Says([[1, 2]], r"\[1\.0, 2\.0\]")],
         level=[0, 1, NAN, "0.9"])),
     (partial(s.holm_intervals, {"a": [1, 2]}), {}, dict(level=[1])),
     (lambda values: s.holm_intervals({"a": values}), dict(values=[1, 2]), dict(
@@ -198,8 +199,26 @@ def test_bad_argument_is_refused_by_name_and_value(call, good, name, value):
         call(**(good or {}) | {argument: value})
     assert time.process_time() - start < 1
     message = str(error.value)
+    assert len(message) < 400 and "\n" not in message
     assert re.search(rf"\b{name}.*{said}", message, re.DOTALL), message
     assert torch.equal(held, POINTS)
+
+
+@pytest.mark.parametrize("value", [
+    "x" * 10**6, ["y" * 10**4] * 10**4, {k: "z" for k in range(10**4)},
+    np.zeros((500, 500, 2), str), MANY.layers, range(10**9), -(10**4000),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_messages_are_short_whatever_the_value_is(value):
+    for call in (
+        lambda v: h.Circles(sigma=v), lambda v: TRUTH.sample(v),
+        lambda v: h.toy_distribution(v), lambda v: KDE.density(v),
+        lambda v: h.CouplingLayer(v), lambda v: Recipe(cosine=v),
+        lambda v: s.kl_divergence(v, TRUTH), lambda v: s.sweep(v),
+        lambda v: train(v, POINTS, 1), lambda v: s.verdict("claim", v),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError)) as error:
+            call(value)
+        assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("call, good", [

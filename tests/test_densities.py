@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from checks import assert_mass_and_moments, cell_masses, follow
 from scipy import special, stats
+from truths import assert_mass_and_moments, cell_masses, follow
 
 import helpers
 from helpers import Circles, GaussianMixture, Moons, Spiral, toy_distribution

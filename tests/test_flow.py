@@ -4,14 +4,14 @@ import copy
 import io
 import math
 
-import checks
 import numpy as np
 import pytest
 import torch
-from checks import jacobian, make_flow, normal_points
+import truths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from truths import jacobian, make_flow, normal_points
 
 import helpers
 from helpers import COUPLINGS, CouplingFlow
@@ -152,21 +152,50 @@ def test_masks_alternate_between_the_first_half_and_the_rest(d):
 def test_density_has_unit_mass_and_its_samples(coupling, options):
     flow = make_flow(3, None, coupling, seed=5, size=0.1, hidden=8, **options)
     grid = helpers.Grid.around(flow.sample(5000, seed=1), 40, margin=0.4)
-    masses = checks.cell_masses(flow, grid, 8)
+    masses = truths.cell_masses(flow, grid, 8)
     # Beyond the square lie fewer than 1e-3 of the prior's points; kinks of
     # the density cost the midpoint rule less.
     assert masses.sum() == pytest.approx(1, abs=2e-3)
     samples = flow.sample(40_000, seed=2)
-    assert checks.follow(samples, masses, grid)
+    assert truths.follow(samples, masses, grid)
     # It could tell: the same points mirrored are refused.
-    assert not checks.follow(-samples, masses, grid)
+    assert not truths.follow(-samples, masses, grid)
+
+
+@each_coupling
+@pytest.mark.parametrize("members", [None, 2])
+@pytest.mark.parametrize("d", [2, 3, 4])
+@pytest.mark.parametrize("order", [
+    [1], [0, 2, 3], [3, 2, 1, 0], [1, 1, 1], [0, 0, 3, 2],
+], ids=str)  # fmt: skip
+def test_any_stack_of_layers_is_a_density(coupling, members, d, order):
+    """Cut, repeated, reordered: a layer alone knows its mask."""
+    flow = make_flow(4, members, coupling, dim=d, size=0.1)
+    layers = [flow.layers[k] for k in order]
+    flow.layers = torch.nn.ModuleList(layers)
+    z = normal_points(20, d=d)
+    x, J = jacobian(lambda z: flow.forward(z)[0], spread(flow, z))
+    with torch.no_grad():
+        log_det = flow.forward(z)[1]
+        again, opposite = flow.inverse(x)
+        log_p = flow.log_probability(x)
+    by_autograd = torch.linalg.slogdet(J).logabsdet
+    prior = torch.from_numpy(stats.norm.logpdf(z).sum(-1))
+    close = dict(rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(again, spread(flow, z), **close)
+    torch.testing.assert_close(log_det, by_autograd, **close)
+    torch.testing.assert_close(-opposite, log_det, **close)
+    torch.testing.assert_close(log_p, prior - by_autograd, **close)
+    path = flow.sample_x_each_layer(9, seed=1)
+    assert len(path) == len(order) + 1
+    torch.testing.assert_close(flow.forward(path[0])[0], path[-1])
 
 
 @each_coupling
 @pytest.mark.parametrize("d", [2, 3, 5])
 def test_density_has_unit_mass_in_any_dimension(coupling, d):
     flow = make_flow(3, None, coupling, 5, 0.1, hidden=8, dim=d)
-    checks.assert_mass_and_moments(flow)
+    truths.assert_mass_and_moments(flow)
 
 
 @ENSEMBLES
@@ -272,18 +301,18 @@ def test_path_leads_from_the_prior_to_the_sample(coupling, members, K, d):
 
 
 def test_affine_coupling_is_what_the_formula_says():
-    """Columns: (d - j, n) with a condition of (2, d - j, n)."""
-    s, t = torch.tensor([[-3.0, 0.5]]), torch.tensor([[1.0, -2.0]])
-    condition, y = torch.stack([s, t]), torch.tensor([[2.0, 5.0]])
+    """Rows: (n, d - j) with s and t side by side."""
+    s, t = torch.tensor([[-3.0], [0.5]]), torch.tensor([[1.0], [-2.0]])
+    outputs, y = torch.cat([s, t], 1), torch.tensor([[2.0], [5.0]])
     bounded = 1.5 * torch.tanh(s / 1.5)
-    out, log_slope = helpers.AffineCoupling(bound=1.5).forward(y, condition)
+    out, log_slope = helpers.AffineCoupling(bound=1.5).forward(y, outputs)
     torch.testing.assert_close(out, bounded.exp() * y + t)
     torch.testing.assert_close(log_slope, bounded)
     free = helpers.AffineCoupling(bound=None)
-    assert torch.equal(free.forward(y, condition)[0], y + t)  # starts at 0
+    assert torch.equal(free.forward(y, outputs)[0], y + t)  # starts at 0
     with torch.no_grad():
         free.gain += 0.5
-    out, log_slope = free.forward(y, condition)
+    out, log_slope = free.forward(y, outputs)
     torch.testing.assert_close(out, (0.5 * s).exp() * y + t)
     torch.testing.assert_close(log_slope, 0.5 * s)
 
@@ -305,9 +334,8 @@ def splines(draw, dtypes=(torch.float32, torch.float64)):
 
 def evaluate(function, raw, y):
     """One spline, of one coordinate, at all y: (n,) -> (n,), (n,)."""
-    condition = raw[:, None].expand(1, -1, len(y))
-    out, log_slope = function(y[None], condition)
-    return out[0], log_slope[0]
+    out, log_slope = function(y[:, None], raw.expand(len(y), -1))
+    return out[:, 0], log_slope[:, 0]
 
 
 @given(splines())

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checks import assert_mass_and_moments, normal_points
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from truths import assert_mass_and_moments, normal_points
 
 import helpers
 from helpers import GaussianKDE, leave_one_out, select_bandwidth, sharpen

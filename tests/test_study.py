@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from checks import make_flow
 from conftest import ROOT
 from scipy import stats
+from truths import make_flow
 
 import helpers
 import study
@@ -233,8 +233,8 @@ def test_sweep_runs_what_a_hand_would_run(serial):
         assert row.kl_se == pytest.approx(score.standard_error, rel=1e-3)
         assert row.valid_loss == pytest.approx(result.best_valid_loss, 1e-4)
         assert row.best_epoch == result.best_epoch
-        # Two networks: 1 -> 4 -> 4 -> 1 with their biases.
-        assert row.parameters == 2 * (8 + 20 + 5)
+        # One network: 1 -> 4 -> 4 -> 2 with its biases.
+        assert row.parameters == 8 + 20 + 10
     again = kl_divergence(toy_distribution("Moons"), results[2].flow, 500)
     own = table.kl[table.setting == 2].tolist()
     assert own == pytest.approx(again.value.tolist())
@@ -274,9 +274,9 @@ def count_runs(monkeypatch, interrupt_at=None):
     """A list of the settings that are trained; Ctrl-C in one of them."""
     ran, original = [], study.run_setting
 
-    def run(place, *rest):
-        ran.append(place)
-        return original(place, *rest)
+    def run(index, *rest):
+        ran.append(index)
+        return original(index, *rest)
 
     def stopped(*args, **options):
         result = train(*args, **options)
@@ -403,7 +403,7 @@ def test_two_sweeps_at_once_share_a_folder(monkeypatch, folder, serial):
     """And modules with another recipe train anew."""
     other = folder.parent / "other"
     other.mkdir()
-    for name in ("helpers.py", "training.py", "study.py"):
+    for name in ("checks.py", "helpers.py", "training.py", "study.py"):
         source = (ROOT / name).read_text()
         source = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
         (other / name).write_text(source)

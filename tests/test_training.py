@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from checks import normal_points
 from scipy import stats
+from truths import normal_points
 
 import helpers
 from helpers import COUPLINGS, CouplingFlow, ToyDataset
@@ -131,7 +131,7 @@ def test_jitter_is_the_kernels(monkeypatch, members, sharpened, jitter):
                    sharpened=sharpened, shuffle=False)  # fmt: skip
     fitted = points[:180]
     h = jitter * helpers.select_bandwidth(fitted)
-    assert np.ravel(result.jitter).tolist() == pytest.approx([h] * S)
+    assert np.ravel(result.noise).tolist() == pytest.approx([h] * S)
     x = torch.cat([x.reshape(S, -1, 2) for x, _ in seen], 1)
     x = x.reshape(S, 50, 180, 2)
     centres = helpers.sharpen(fitted, h) if sharpened else fitted
@@ -148,7 +148,7 @@ def test_bandwidth_of_many_points_is_that_of_2000_scaled(d):
     points = data(3000, d=d)  # of which 2700 are fitted
     result = quick(small_flow(dim=d), points, 1, jitter=1.0, batch_size=900)
     expected = helpers.select_bandwidth(points[:2000]) * 1.35 ** (-1 / (d + 4))
-    assert result.jitter == pytest.approx(expected)
+    assert result.noise == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("members, average", [(None, 0), (2, 0.9)])
@@ -216,7 +216,7 @@ def test_result_has_its_shapes_and_the_flow_is_left_as_it_was(members, shape):
     for losses in (result.train_losses, result.valid_losses):
         assert losses.shape == (4, *shape) and not losses.requires_grad
     kinds = dict(best_epoch=int, used_epoch=int, best_valid_loss=float,
-                 jitter=float, diverged=bool)  # fmt: skip
+                 noise=float, diverged=bool)  # fmt: skip
     for name, kind in kinds.items():
         entry = getattr(result, name)
         assert entry.shape == shape if members else isinstance(entry, kind)
@@ -253,7 +253,7 @@ def test_member_is_trained_as_if_alone(coupling, bound, shared, d):
         for name in ("train_losses", "valid_losses"):
             own = getattr(many, name)[:, i]
             torch.testing.assert_close(own, getattr(alone, name), **close)
-        for name in ("best_epoch", "used_epoch", "jitter"):
+        for name in ("best_epoch", "used_epoch", "noise"):
             own = getattr(many, name)[i].item()
             assert own == pytest.approx(getattr(alone, name))
     assert (many.train_losses[:, 0] != many.train_losses[:, 1]).all()
@@ -359,7 +359,7 @@ def test_one_outlier_does_not_hide_the_rest(where, coupling):
     points[0 if where == "fitted" else -1] = 1e4
     flow = small_flow(coupling=coupling)
     result = quick(flow, points, 10)
-    assert result.jitter < 1.3 * widest  # quartiles for deviations
+    assert result.noise < 1.3 * widest  # quartiles for deviations
     assert result.valid_losses.isfinite().all()
     gain = [f.log_probability(points[1:-1]).mean().item()
             for f in (flow, result.flow)]  # fmt: skip
