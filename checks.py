@@ -35,7 +35,8 @@ def brief(value):
 def check_points(
     x, name="x", dim=None, dtype=torch.float64, device="cpu", members=None
 ):
-    """x as finite points (n, d), or (members, n, d), or a helpful error."""
+    """x as finite points (n, d), or (members, n, d), or a helpful error.
+    dtype, device: None, as they are, but for integers, which get float64."""
     if not isinstance(x, torch.Tensor):
         try:
             x = torch.from_numpy(np.array(x))
@@ -55,7 +56,13 @@ def check_points(
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
         )
-    x = x.to(dtype=dtype, device=device)
+    if dtype is None:
+        dtype = x.dtype if x.dtype == torch.float32 else torch.float64
+    return check_finite(x.to(dtype=dtype, device=device or x.device), name)
+
+
+def check_finite(x, name):
+    """x, if all of it is finite."""
     # One cheap sum settles all but the odd case, such as 1e38 + 1e38.
     if not math.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
         bad = x[~torch.isfinite(x)][0].item()

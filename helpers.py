@@ -36,6 +36,7 @@ from checks import (
     check_candidates,
     check_choice,
     check_covariances,
+    check_finite,
     check_grid,
     check_index,
     check_integer,
@@ -56,6 +57,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 LOG_2PI = math.log(2 * math.pi)
+PAIRS = 2**16  # of a point and a sample at once, so that they fit the cache
+BLOCK = 512  # points drawn at once
 
 
 # Densities
@@ -78,8 +81,9 @@ class Density:
 
     def sample(self, n, seed=0):
         """n independent points: -> (n, d), float64. Equal seeds give equal
-        points. ValueError for n < 1."""
-        return self.draw(check_integer(n, "n"), random_generator(seed))
+        points, and the first n of a larger sample. ValueError for n < 1."""
+        n, generator = check_integer(n, "n"), random_generator(seed)
+        return in_blocks(n, lambda size: self.draw(size, generator))
 
     def density(self, grid):
         """p on a Grid, in the plane: -> (size, size), row i at grid.y[i];
@@ -98,8 +102,9 @@ class GaussianMixture(Density):
     """
 
     def __init__(self, means, sigma=None, covariances=None):
-        self.means = check_points(means, "means")
+        self.means = check_points(means, "means").clone()
         self.dim, self.sigma = self.means.shape[1], sigma
+        self._chunk = max(1, PAIRS // len(self.means))
         if (sigma is None) == (covariances is None):
             raise ValueError(
                 "give either sigma or covariances, "
@@ -189,21 +194,22 @@ class Moons(Density):
     """(cos t, sin t) or (1 - cos t, 1/2 - sin t), equally likely, with
     t ~ U[0, pi], plus N(0, sigma^2 I).
 
-    sigma > 0. The integral over t is taken by Gauss-Legendre quadrature with
-    12.8 / sigma nodes, 128 at the homework's sigma of 0.1. Its relative error
-    is below 1e-11 on [-3, 4] x [-3, 3]; at a distance R the integrand is
-    sigma / sqrt(R) wide, so that log p is good to 2e-5 of its size
-    everywhere. (Press et al., Numerical Recipes, section 4.6)
+    sigma > 0. The integral over t is taken by Gauss-Legendre quadrature on
+    panels of 64 nodes, 0.2 / sigma of them: 2 at the homework's sigma of 0.1.
+    Its relative error is below 1e-11 on [-3, 4] x [-3, 3]; at a distance R
+    the integrand is sigma / sqrt(R) wide, so that log p is good to 2e-5 of
+    its size everywhere. (Press et al., Numerical Recipes, section 4.6)
     """
-
-    _chunk = 2048
 
     def __init__(self, sigma=0.1):
         self.sigma = check_number(sigma, "sigma")
-        nodes = max(32, math.ceil(12.8 / self.sigma))
-        u, weights = np.polynomial.legendre.leggauss(nodes)
-        self._arc = on_circle(torch.from_numpy(math.pi / 2 * (u + 1)))
-        self._log_weights = torch.from_numpy(np.log(weights / 2))
+        panels = math.ceil(0.2 / self.sigma)
+        u, weights = np.polynomial.legendre.leggauss(64)
+        share = (np.arange(panels)[:, None] + (u + 1) / 2).ravel() / panels
+        self._arc = on_circle(torch.from_numpy(math.pi * share))
+        weights = np.tile(weights / 2 / panels, panels)
+        self._log_weights = torch.from_numpy(np.log(weights))
+        self._chunk = max(1, 4 * PAIRS // len(weights))
 
     def log_arc(self, x):
         """log of the mean over t of N(x; (cos t, sin t), sigma^2 I)."""
@@ -321,8 +327,6 @@ class Grid:
 
 # Kernel density estimation
 
-PAIRS = 2**16  # of a point and a sample at once, so that they fit the cache
-
 
 class GaussianKDE(Density):
     """f(x) = 1 / (N |H|) sum over i of K(H^-1 (x_i - x)), K Gaussian.
@@ -340,7 +344,7 @@ class GaussianKDE(Density):
     """
 
     def __init__(self, samples, H):
-        self.samples = check_points(samples, "samples")
+        self.samples = check_points(samples, "samples").clone()
         self.dim = self.samples.shape[1]
         self.H = check_bandwidth(H, self.dim)
         self._centre = self.samples.mean(0)  # keeps digits far from 0
@@ -373,13 +377,14 @@ class GaussianKDE(Density):
         if self.dim != 2 or covariance[0, 1] != 0:
             return super().density(grid)
         hx, hy = covariance.diagonal().sqrt()
+        cx, cy = self._centre
         total = torch.zeros(
             check_grid(grid).size, grid.size, dtype=torch.float64
         )
         with one_thread():
             for part in self.samples.split(max(1, PAIRS // grid.size)):
-                along_x = kernel_matrix(grid.x, part[:, 0], hx)
-                along_y = kernel_matrix(grid.y, part[:, 1], hy)
+                along_x = kernel_matrix(grid.x - cx, part[:, 0] - cx, hx)
+                along_y = kernel_matrix(grid.y - cy, part[:, 1] - cy, hy)
                 total += along_y @ along_x.T
         return total / (2 * math.pi * hx * hy * len(self.samples))
 
@@ -442,19 +447,28 @@ def leave_one_out(samples, candidates):
     samples (N >= 2, d), candidates (k,) > 0 -> (k,).
 
     For each h the mean over i of log f_-i(x_i), where f_-i is the estimate
-    with H = h I from all samples but x_i. Where a candidate is the one two
-    places before it divided by sqrt(2), its kernel matrix is the square of
-    that one's, and no exponential is taken. ValueError as select_bandwidth.
+    with H = h I from all samples but x_i. ValueError as select_bandwidth.
     (Habbema, Hermans, van den Broek 1974; Duin 1976)
+    """
+    return left_out_log_p(samples, candidates).mean(1)
+
+
+def left_out_log_p(samples, candidates):
+    """log f_-i(x_i) in nats: samples (N, d), candidates (k,) -> (k, N).
+
+    A sample that equals x_i, as in rounded tables, is left out with it: else
+    h -> 0 would win. Where a candidate is the one two before it divided by
+    sqrt(2), its kernel matrix is the square of that one's, and no exponential
+    is taken.
     """
     samples = check_samples(samples)
     widths = check_candidates(candidates)
-    total = torch.zeros(len(widths), dtype=torch.float64)
-    points, (N, d) = samples.T, samples.shape
+    points, (N, d) = (samples - samples.mean(0)).T, samples.shape
+    log_sum = torch.empty(len(widths), N, dtype=torch.float64)
     with one_thread():
         for rows in torch.arange(N).split(max(1, PAIRS // N)):
             d2 = squared_distances(points[:, rows], points)
-            d2[torch.arange(len(rows)), rows] = math.inf  # leaves i itself out
+            d2[d2 == 0] = math.inf  # leaves i itself out
             nearest, kernels = d2.amin(1, keepdim=True), []
             d2 -= nearest
             for k, h in enumerate(widths):
@@ -464,10 +478,11 @@ def leave_one_out(samples, candidates):
                 else:
                     exponent = (d2 / (-2 * h**2)).clamp_(min=-350.0)
                     kernels = [*kernels[-1:], exponent.exp_()]
-                log_sum = kernels[-1].sum(1).log() - nearest[:, 0] / (2 * h**2)
-                total[k] += log_sum.sum().item()
-    h = torch.tensor(widths, dtype=torch.float64)
-    return total / N - d / 2 * LOG_2PI - d * h.log() - math.log(N - 1)
+                log_sum[k, rows] = kernels[-1].sum(1).log()
+                log_sum[k, rows] -= nearest[:, 0] / (2 * h**2)
+    log_norm = d * torch.tensor(widths, dtype=torch.float64).log()
+    log_norm += d / 2 * LOG_2PI + math.log(N - 1)
+    return log_sum - log_norm[:, None]
 
 
 def select_bandwidth(samples, candidates=None):
@@ -478,35 +493,95 @@ def select_bandwidth(samples, candidates=None):
     ValueError if there are fewer than two samples, all are equal, or there
     is no candidate.
     """
+    return best_left_out(samples, candidates)[0]
+
+
+def best_left_out(samples, candidates=None):
+    """select_bandwidth(...), and log f_-i(x_i) with it, (N,)."""
     if candidates is None:
         ladder = 1.2 * 2.0 ** (-np.arange(16) / 4)
         candidates = reference_bandwidth(samples) * ladder
-    scores = leave_one_out(samples, candidates)
-    return float(candidates[int(scores.argmax())])
+    log_p = left_out_log_p(samples, candidates)
+    best = int(log_p.mean(1).argmax())
+    return float(candidates[best]), log_p[best]
 
 
-def sharpen(samples, h, step=1.0):
+def sharpen(samples, h, step=1.0, around=None):
     """Each sample moved towards the mean of the samples around it:
     (N, d) -> (N, d), float64.
 
     x_i' = x_i + step (m(x_i) - x_i), where m(x) is the mean of the samples
-    weighted by K((x_j - x) / h). m(x) - x is h^2 times the gradient of log f,
-    so the move undoes the kernel's own spread. step = 1/2 does so as h -> 0:
-    the estimate of width h on the moved samples then has a bias of order h^4
-    in place of h^2. step = 1 does so for a Gaussian of standard deviation
-    1.27 h, which is nearer where an estimate has to be good. h, step > 0.
+    x_j, or of the points `around`, weighted by K((x_j - x) / h). m(x) - x is
+    h^2 times the gradient of log f, so the move undoes the kernel's own
+    spread. step = 1/2 does so as h -> 0: the estimate of width h on the moved
+    samples then has a bias of order h^4 in place of h^2. step = 1 does so
+    for a Gaussian of standard deviation 1.27 h, which is nearer where an
+    estimate has to be good. h, step > 0.
     (Fukunaga, Hostetler 1975, mean shift; Choi, Hall 1999, data sharpening)
     """
     samples, h = check_points(samples, "samples"), check_number(h, "h")
     step = check_number(step, "step")
-    centre = samples.mean(0)
-    points, moved = (samples - centre).T, []
+    others = samples if around is None else check_points(around, "around")
+    centre, moved = others.mean(0), []
+    points = (others - centre).T
     with one_thread():
-        for part in points.split(max(1, PAIRS // len(samples)), dim=1):
+        for part in (samples - centre).T.split(
+            max(1, PAIRS // len(others)), 1
+        ):
             exponent = squared_distances(part, points).div_(-2 * h**2)
             weights = exponent.clamp_(min=-350.0).exp_()
             moved.append(weights @ points.T / weights.sum(1, keepdim=True))
     return samples + step * (torch.cat(moved) + centre - samples)
+
+
+class LocalKDE(Density):
+    """A kernel estimate with a width of its own on each sample: h_i is c
+    times the distance of x_i to its k-th neighbour, H_i = h_i I.
+
+    samples: (N >= 2, d). neighbours: k >= 1, at most N - 1. c: the one of 17
+    from 1/8 to 2 with the best leave-one-out likelihood, on 2000 samples at
+    most. ValueError as GaussianKDE. (Breiman, Meisel, Purcell 1977; Abramson
+    1982)
+    """
+
+    def __init__(self, samples, neighbours=30):
+        self.samples = check_samples(samples).clone()
+        N, self.dim = self.samples.shape
+        k = min(check_integer(neighbours, "neighbours"), N - 1)
+        self._chunk = max(1, PAIRS // N)
+        self._log_norm = self.dim / 2 * LOG_2PI + math.log(N)
+        self._centre = self.samples.mean(0)
+        with one_thread():
+            parts = self.samples.split(self._chunk)
+            d2 = torch.cat([self.d2(x).kthvalue(k + 1).values for x in parts])
+            if not d2.max() > 0:
+                raise ValueError("samples must differ")
+            far = d2.clamp(min=d2[d2 > 0].min()).sqrt()
+            some = torch.linspace(0, N - 1, min(N, 2000)).long()
+            few, ladder = self.samples[some], 2.0 ** (1 - np.arange(17) / 4)
+            likelihoods = []
+            for c in ladder.tolist():
+                self.widths = c * far
+                own = [self.log_p(x, True) for x in few.split(self._chunk)]
+                likelihoods.append(torch.cat(own).mean())
+        self.widths = ladder[int(np.argmax(likelihoods))] * far
+
+    def d2(self, x):
+        """Squared distances from x to the samples: (n, d) -> (n, N)."""
+        ends = (x - self._centre).T, (self.samples - self._centre).T
+        return squared_distances(*ends)
+
+    def log_p(self, x, left_out=False):
+        d2 = self.d2(x)
+        if left_out:
+            d2[d2 == 0] = math.inf
+        log_k = -d2 / (2 * self.widths**2) - self.dim * self.widths.log()
+        return torch.logsumexp(log_k, 1) - self._log_norm
+
+    def draw(self, n, generator):
+        i = torch.randint(len(self.samples), (n,), generator=generator)
+        noise = normal(n, self.dim, generator)
+        return self.samples[i] + self.widths[i, None] * noise
 
 
 # Coupling flows
@@ -645,9 +720,32 @@ def make_network(inputs, hidden, outputs, members, seed, start):
     return nn.Sequential(first, act(), second, act(), last)
 
 
+class ShiftAndScale(nn.Module):
+    """x = shift + scale u, coordinate by coordinate, and what a flow's layers
+    work in is u. Nothing is learnt: `train` sets both, from the data."""
+
+    def __init__(self, dim, members=None):
+        super().__init__()
+        shape = (1, dim) if members is None else (members, 1, dim)
+        self.register_buffer("shift", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    def forward(self, u):
+        """x and log |det dx/du|: (..., n, d) -> (..., n, d), (..., n)."""
+        x = self.shift + self.scale * u
+        return x, self.scale.log().sum(-1).expand(x.shape[:-1])
+
+    def inverse(self, x):
+        """u and log |det du/dx|, likewise; u in the precision of x."""
+        shift, scale = self.shift.to(x), self.scale.to(x)
+        u = (x - shift) / scale
+        return u, -scale.log().sum(-1).expand(u.shape[:-1])
+
+
 class CouplingFlow(nn.Module):
-    """x = f_K(... f_1(z)), z ~ N(0, I): coupling layers, of which the first
-    keeps the first half of the coordinates, the next the rest, and so on.
+    """x = g(f_K(... f_1(z))), z ~ N(0, I): coupling layers, of which the first
+    keeps the first half of the coordinates, the next the rest, and so on; and
+    a shift and a scale g, which do nothing until `train` sets them.
 
     num_layers: K >= 1. members: None for one flow; S for an ensemble: member
     i of seed s is the flow of seed s + i. coupling: "affine" or "spline".
@@ -676,21 +774,23 @@ class CouplingFlow(nn.Module):
             CouplingLayer(mask, members, coupling, generators, **options)
             for mask in (masks * K)[:K]
         )
+        self.outermost = ShiftAndScale(dim, members)
 
     def forward(self, z):
         """x = f(z) and log |det dx/dz|: (n, d) -> (n, d), (n,). With members
         (n, d) or (S, n, d) -> (S, n, d), (S, n)."""
-        x, log_det = self.check(z, "z"), 0
+        x, log_det = self.cast(self.check(z, "z"), "z"), 0
         with one_thread():
-            for layer in self.layers:
-                x, own = layer.forward(x)
+            for f in (*self.layers, self.outermost):
+                x, own = f.forward(x)
                 log_det = log_det + own
         return x, log_det
 
     def inverse(self, x):
         """z = f^-1(x) and log |det dz/dx|, with shapes as in forward."""
-        z, log_det = self.check(x, "x"), 0
         with one_thread():
+            u, log_det = self.outermost.inverse(self.check(x, "x"))
+            z, log_det = self.cast(u, "x"), log_det.to(self.outermost.shift)
             for layer in reversed(self.layers):
                 z, own = layer.inverse(z)
                 log_det = log_det + own
@@ -713,14 +813,16 @@ class CouplingFlow(nn.Module):
 
     @torch.no_grad()
     def sample_x_each_layer(self, n, seed=0):
-        """The prior's sample and its image after each layer: a list of
-        K + 1 tensors (n, d), or (S, n, d)."""
+        """The prior's sample and its image after each layer, the last one in
+        the data's unit: a list of K + 1 tensors (n, d), or (S, n, d)."""
         n, generator = check_integer(n, "n"), random_generator(seed)
-        z = self.check(normal(n, self.dim, generator), "z")
+        z = in_blocks(n, lambda size: normal(size, self.dim, generator))
+        z = self.cast(z, "z")
         path = [z if self.members is None else z.expand(self.members, -1, -1)]
         with one_thread():
             for layer in self.layers:
                 path.append(layer.forward(path[-1])[0])
+            path[-1] = self.outermost.forward(path[-1])[0]
         return path
 
     def member(self, i):
@@ -729,15 +831,17 @@ class CouplingFlow(nn.Module):
         single = copy.deepcopy(self)
         if self.members is not None:
             single.members = None
-            for parameter in single.parameters():
-                parameter.data = parameter.data[i].clone()
+            for tensor in (*single.parameters(), *single.buffers()):
+                tensor.data = tensor.data[i].clone()
         return single
 
     def check(self, points, name):
-        like = next(self.parameters())
-        return check_points(
-            points, name, self.dim, like.dtype, like.device, self.members
-        )
+        """Points as they are, float32 or float64: they are shifted first."""
+        return check_points(points, name, self.dim, None, None, self.members)
+
+    def cast(self, points, name):
+        """In the dtype of the weights, and where they are."""
+        return check_finite(points.to(self.outermost.shift), name)
 
 
 class SplineCoupling(nn.Module):
@@ -834,7 +938,7 @@ COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
 # Mixed into a seed, so that data, weights, noise and test points that share
 # the seed 0 do not share their random numbers. (Not added above its 32 bits:
 # those are all that torch's generator keeps.)
-WEIGHTS, TRAINING, SCORING = 1, 2, 3
+WEIGHTS, TRAINING, SCORING, PART = 1, 2, 3, 4
 
 
 def random_generator(seed, stream=0):
@@ -861,6 +965,13 @@ def random_generators(seed, members, stream):
         first = check_integer(seed, "seed", at_least=0)
         seeds = range(first, first + members)
     return [random_generator(s, stream) for s in seeds]
+
+
+def in_blocks(n, draw):
+    """n rows of draw(BLOCK), draw(BLOCK), ...: with whole blocks, the first n
+    of a larger sample are the sample of n."""
+    blocks = [draw(BLOCK) for _ in range(math.ceil(n / BLOCK))]
+    return torch.cat(blocks)[:n]
 
 
 def normal(n, d, generator):

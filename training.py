@@ -2,13 +2,17 @@
 
 A flow is fitted by the mean of -log p over its training points, in nats. The
 recipe says how; the loop is `train`. Its pieces, in the order of their use:
-`Recipe.kernel` and `Recipe.batches` give an epoch's points, `Recipe.rate` the
-learning rate of a step, `update_mean` averages the weights, and `Checkpoint`
-keeps the epoch that is returned.
+`prepare` holds points out and finds the unit and the noise, `Recipe.batches`
+gives an epoch's points, `Recipe.rate` the learning rate of a step,
+`update_mean` averages the weights, and `Checkpoint` keeps the epoch that is
+returned.
 """
 
+import contextlib
 import copy
 import math
+import signal
+import threading
 import time
 import warnings
 from dataclasses import dataclass
@@ -20,14 +24,23 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from checks import brief, check_flag, check_integer, check_number
+from checks import (
+    brief,
+    check_finite,
+    check_flag,
+    check_integer,
+    check_number,
+    check_points,
+)
 from helpers import (
+    PART,
     TRAINING,
     CouplingFlow,
     ToyDataset,
+    best_left_out,
     one_thread,
+    random_generator,
     random_generators,
-    select_bandwidth,
     sharpen,
 )
 
@@ -41,10 +54,13 @@ class Recipe:
     warmup: over this share of the steps the learning rate rises from 0.
     cosine: it falls to 0 along a cosine. (Loshchilov, Hutter 2017)
     shuffle: a new order of the points in every epoch.
-    jitter: every batch gets fresh noise, whose standard deviation is jitter
-        times select_bandwidth of the training points. This is maximum
-        likelihood on their kernel estimate. 0: none.
-    sharpened: the noise is added to sharpen(points, width) in their place.
+    standardize: the flow's shift and scale are set, such that the training
+        points have mean 0 and a root mean square length of LENGTH.
+    jitter: every batch gets fresh noise of standard deviation jitter times
+        h sqrt(2 / d), with h = select_bandwidth of the training points, so
+        that it has one length in every dimension. This is maximum likelihood
+        on their kernel estimate. 0: none.
+    sharpened: the noise is added to sharpen(points, its width) in their place.
     average: decay of the running mean of the weights, which is what is
         validated and returned. 0: none. (Izmailov et al. 2018)
     tolerance: return the last epoch whose held-out loss is within a standard
@@ -52,7 +68,7 @@ class Recipe:
         cannot tell apart, the most trained, since the rate has fallen
         furthest there. False: the best one. (The rule of one standard error
         is that of Breiman et al. 1984, section 3.4, who take the simplest.)
-    valid_fraction: share of the points, from the end, that is held out.
+    valid_fraction: share of the points, drawn by the seed, that is held out.
     """
 
     batch_size: int = 256
@@ -61,6 +77,7 @@ class Recipe:
     warmup: float = 0.1
     cosine: bool = True
     shuffle: bool = True
+    standardize: bool = True
     jitter: float = 1.5
     sharpened: bool = True
     average: float = 0.99
@@ -72,25 +89,15 @@ class Recipe:
         check_number(self.learning_rate, "learning_rate")
         for name in ("beta2", "warmup", "average"):
             check_number(getattr(self, name), name, below=1, or_equal=True)
-        for name in ("cosine", "shuffle", "sharpened", "tolerance"):
+        for name in ("cosine", "shuffle", "standardize", "sharpened",
+                     "tolerance"):  # fmt: skip
             check_flag(getattr(self, name), name)
         check_number(self.jitter, "jitter", or_equal=True)
         check_number(self.valid_fraction, "valid_fraction", below=1)
 
-    def kernel(self, points):
-        """The kernel estimate that the batches are drawn from: its centres,
-        as points (..., n, d), and its width, () or (S,)."""
-        sets = points.reshape(-1, *points.shape[-2:])
-        widths = [self.jitter and self.jitter * bandwidth(x) for x in sets]
-        if self.jitter and self.sharpened:
-            pairs = zip(sets, widths, strict=True)
-            sets = torch.stack([sharpen(x, h).to(x) for x, h in pairs])
-        width = points.new_tensor(widths).reshape(points.shape[:-2])
-        return sets.reshape(points.shape), width
-
     def batches(self, centres, width, generators):
-        """An epoch: centres (..., n, d) in a new order, plus width times
-        noise, in parts. Each member draws from its own generator."""
+        """An epoch: centres (..., n, d) in a new order, plus noise of that
+        width, (..., 1, 1), in parts. Each member has its own generator."""
 
         def draw(sampler):
             draws = torch.stack([sampler(g) for g in generators])
@@ -102,7 +109,7 @@ class Recipe:
             points = points.gather(-2, order.expand_as(points))
         if self.jitter:
             noise = draw(lambda g: torch.randn(n, d, generator=g))
-            points = points + width[..., None, None] * noise.to(points)
+            points = points + width * noise.to(points)
         return points.tensor_split(math.ceil(n / self.batch_size), -2)
 
     def rate(self, step, steps):
@@ -118,57 +125,68 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     """Maximum likelihood by Adam: -> TrainingResult. `flow` is left as it
     was; the result's .flow is the trained one.
 
-    data: a ToyDataset or points (N, d); for S members one of these, or a
-    list of S of one size. recipe: what differs from Recipe's defaults.
-    Member i of seed s is trained as a single flow of seed s + i would be.
-    A KeyboardInterrupt after the first epoch returns what was reached. A
-    member whose loss stops being finite keeps its last checkpoint and is
-    marked in .diverged, with a warning; RuntimeError if none remains.
-    ValueError, TypeError for bad arguments.
+    data: a ToyDataset or points (N, d), rows in any order, in any unit; for S
+    members one of these, or a list of S of one size. recipe: what differs
+    from Recipe's defaults. Member i of seed s is trained as a single flow of
+    seed s + i would be. A KeyboardInterrupt after the first epoch returns
+    what was reached. A flow whose loss stops being finite keeps its last
+    checkpoint and is marked in .diverged, with a warning; RuntimeError where
+    there is none. ValueError, TypeError for bad arguments.
 
     >>> moons = ToyDataset("Moons", 500, seed=0)
     >>> result = train(CouplingFlow(2), moons, epochs=3, progress=False)
     >>> result.valid_losses.shape
     torch.Size([3])
     """
-    recipe = Recipe(**recipe)
-    points, held_out = split_off(flow, data, recipe.valid_fraction)
+    recipe, start = Recipe(**recipe), time.process_time()
+    sets = training_sets(flow, data, recipe.valid_fraction)
     epochs = check_integer(epochs, "epochs")
     check_flag(progress, "progress")
     generators = random_generators(seed, flow.members or 1, TRAINING)
-    start = time.process_time()
-    centres, width = recipe.kernel(points)
-    moving, mean = copy.deepcopy(flow), copy.deepcopy(flow)
-    n, step = points.shape[-2], 0
-    steps = epochs * math.ceil(n / recipe.batch_size)
-    betas = 0.9, recipe.beta2
-    adam = torch.optim.Adam(
-        moving.parameters(), recipe.learning_rate, betas, fused=True
-    )
-    schedule = LambdaLR(adam, partial(recipe.rate, steps=steps))
-    checkpoint = Checkpoint.before(flow, held_out)
     bar = progress_bar(progress, range(epochs), "training", unit="epoch")
+    bar.set_postfix_str("unit and noise")
+    trained, centres, held_out, noise = prepare(flow, sets, recipe, generators)
+    moving, mean = inner(trained), inner(trained)
+    per_volume = trained.outermost.scale.log().sum((-2, -1))  # du to dx
+    width = noise / trained.outermost.scale
+    n, step = centres.shape[-2], 0
+    steps = epochs * math.ceil(n / recipe.batch_size)
+    adam = torch.optim.Adam(
+        moving.parameters(), recipe.learning_rate, (0.9, recipe.beta2),
+        fused=True,
+    )  # fmt: skip
+    schedule = LambdaLR(adam, partial(recipe.rate, steps=steps))
+    checkpoint = Checkpoint.before(moving, held_out)
     try:
-        for epoch in bar:
-            total = 0
-            for batch in recipe.batches(centres, width, generators):
-                loss = -moving.log_probability(batch).mean(-1)
-                adam.zero_grad()
-                loss.sum().backward()  # members: each has its own gradient
-                adam.step()
-                schedule.step()
-                step += 1
-                update_mean(mean, moving, max(1 - recipe.average, 1 / step))
-                total = total + loss.detach() * batch.shape[-2] / n
-            with torch.no_grad():
-                log_p = mean.log_probability(held_out)
-            checkpoint = checkpoint.after(epoch, mean, total, log_p, recipe)
-            bar.set_postfix_str(f"held out {-log_p.mean():.3f} nats")
+        with interrupts() as asked_to_stop:
+            for epoch in bar:
+                total = per_volume
+                for batch in recipe.batches(centres, width, generators):
+                    loss = -moving.log_probability(batch).mean(-1)
+                    adam.zero_grad()
+                    loss.sum().backward()  # each member's own gradient
+                    adam.step()
+                    schedule.step()
+                    step += 1
+                    share = max(1 - recipe.average, 1 / step)
+                    update_mean(mean, moving, share)
+                    total = total + loss.detach() * batch.shape[-2] / n
+                    asked_to_stop()
+                with torch.no_grad():
+                    log_p = mean.log_probability(held_out)
+                log_p = log_p - per_volume[..., None]
+                checkpoint = checkpoint.after(
+                    epoch, mean, total, log_p, recipe
+                )
+                bar.set_postfix_str(f"held out {-log_p.mean():.3f} nats")
+                if not checkpoint.alive.any():
+                    break
     except KeyboardInterrupt:
         if not checkpoint.losses:
             raise
+    bar.close()
     seconds = time.process_time() - start
-    return checkpoint.result(flow, width, epochs, seconds)
+    return checkpoint.result(trained, noise, epochs, recipe, seconds)
 
 
 @torch.no_grad()
@@ -209,13 +227,6 @@ class Checkpoint(NamedTuple):
     def after(self, epoch, flow, loss, log_p, recipe):
         """After one more epoch."""
         alive = self.alive & loss.isfinite()
-        if not alive.any():
-            raise RuntimeError(
-                f"training diverged in epoch {epoch + 1}: the loss is "
-                f"{loss.flatten()[0].item()}; try a learning_rate below "
-                f"{recipe.learning_rate}, or a flow with a bounded log-scale "
-                "(bound=2.5)"
-            )
         better = log_p.mean(-1) > self.best.mean(-1)  # never where it is NaN
         best = torch.where(better[..., None], log_p, self.best)
         take = better | (no_worse(log_p, best) & recipe.tolerance)
@@ -228,37 +239,43 @@ class Checkpoint(NamedTuple):
             (*self.losses, loss), (*self.valid_losses, -log_p.mean(-1)),
         )  # fmt: skip
 
-    def result(self, flow, width, epochs, seconds):
-        """A copy of the flow with the weights that were kept, and its
-        history."""
-        alive = self.alive & self.best.mean(-1).isfinite()
-        interrupted = len(self.losses) < epochs
-        if not alive.any():
+    def result(self, trained, noise, epochs, recipe, seconds):
+        """The flow with the weights that were kept, and its history."""
+        kept = self.best.mean(-1).isfinite()
+        diverged, count = ~(self.alive & kept), len(self.losses)
+        interrupted = bool(self.alive.any()) and count < epochs
+        remedy = (
+            f"try a learning_rate below {recipe.learning_rate}, or a flow "
+            "with a bounded log-scale (bound=2.5)"
+        )
+        if not kept.any() and not self.alive.any():
             raise RuntimeError(
-                "the held-out loss was never finite: look for an outlier "
-                "among the last points of data"
+                f"training diverged in epoch {count}: the loss is "
+                f"{self.losses[-1].flatten()[0].item()}; {remedy}"
+            )
+        if not kept.any():
+            raise RuntimeError(
+                "the held-out loss was never finite: look for an outlier in "
+                "data, or " + remedy
             )
         if interrupted:
-            warnings.warn(
-                f"interrupted: returning the best of {len(self.losses)} "
-                "epochs", stacklevel=4,
-            )  # fmt: skip
-        if not alive.all():
-            lost = (~alive).nonzero().flatten().tolist()
-            warnings.warn(
-                f"members {lost} diverged, left out", stacklevel=4
-            )  # fmt: skip
-        trained = copy.deepcopy(flow)
+            warn(f"interrupted: returning the best of {count} epochs")
+        if trained.members is None and diverged:
+            warn(f"training diverged in epoch {count}: returning the best of "
+                 f"the {count - 1} before; {remedy}")  # fmt: skip
+        elif diverged.any():
+            lost = diverged.nonzero().flatten().tolist()
+            warn(f"members {lost} diverged, left out; {remedy}")
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
             p.data = weight
         valid_losses = torch.stack(self.valid_losses)
         best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
-        entries = best_epoch, -self.best.mean(-1), self.epoch, width, ~alive
-        if flow.members is None:
+        entries = best_epoch, -self.best.mean(-1), self.epoch, diverged
+        if trained.members is None:
             entries = (entry.item() for entry in entries)
         return TrainingResult(
             trained, torch.stack(self.losses), valid_losses, *entries,
-            interrupted, seconds,
+            noise[..., 0, :], interrupted, seconds,
         )  # fmt: skip
 
 
@@ -274,9 +291,9 @@ class TrainingResult:
     best_valid_loss its value there.
     used_epoch: the last one no worse than that by more than one standard
     error of the difference, point by point.
-    noise: its standard deviation, in the data's unit. diverged: whether a
-    loss stopped being finite. interrupted: whether epochs are missing.
-    seconds: CPU time.
+    diverged: whether a loss stopped being finite. noise: its standard
+    deviation for each coordinate, (d,) or (S, d), in the data's unit.
+    interrupted: whether epochs are missing. seconds: CPU time.
     """
 
     flow: CouplingFlow
@@ -285,13 +302,157 @@ class TrainingResult:
     best_epoch: int | torch.Tensor
     best_valid_loss: float | torch.Tensor
     used_epoch: int | torch.Tensor
-    noise: float | torch.Tensor
     diverged: bool | torch.Tensor
+    noise: torch.Tensor
     interrupted: bool
     seconds: float
 
 
+# What the points say before the first step
+
+LENGTH = 2.5  # root mean square length of the points that the layers see
+MOST, PAIRS = 2000, 5 * 10**8  # points and pairs of points looked at
+
+
+def prepare(flow, sets, recipe, generators):
+    """A copy of the flow with its shift and scale; and for each member, in
+    the unit of its layers, the centres of the noise (..., n, d), the held-out
+    points (..., m, d), and in the data's unit the noise (..., 1, d).
+
+    sets: points (N, d), one for all members, or one each.
+    """
+    shares = [[g] for g in generators] if len(sets) > 1 else [generators]
+    own = [
+        member
+        for points, share in zip(sets, shares, strict=True)
+        for member in split_and_smooth(points, recipe, share)
+    ]
+    shift, scale, noise, centres, held_out = (
+        torch.stack(parts) for parts in zip(*own, strict=True)
+    )
+    if flow.members is None:
+        shift, scale, noise, centres, held_out = (
+            part[0] for part in (shift, scale, noise, centres, held_out)
+        )
+    trained = copy.deepcopy(flow)
+    outermost = trained.outermost
+    if recipe.standardize:
+        outermost.shift.copy_(shift), outermost.scale.copy_(scale)
+    unit = [
+        outermost.inverse(x.to(outermost.shift.device))[0]
+        for x in (centres, held_out)
+    ]
+    return (
+        trained,
+        *(u.to(outermost.shift) for u in unit),
+        noise.to(outermost.shift),
+    )
+
+
+def split_and_smooth(points, recipe, generators):
+    """For each member that shares the points (N, d): shift, scale and noise
+    (1, d), centres (n, d) and held-out points (m, d), in the data's unit.
+
+    Where more than MOST points are left to fit, unit and noise are those of a
+    part, the same for all members, of which none is held out.
+    """
+    N, m = len(points), held_out_count(len(points), recipe.valid_fraction)
+    most = min(MOST, PAIRS // N)
+    large = N - m > most
+    if large:
+        order = torch.randperm(N, generator=random_generator(0, PART))
+        points, first = points[order], torch.arange(most)
+        found, centres = smooth(points, points[:most], N - m, recipe)
+    for generator in generators:
+        if large:
+            order = most + torch.randperm(N - most, generator=generator)
+            out, fitted = order[:m], torch.cat([first, order[m:]])
+            yield *found, centres[fitted], points[out]
+        else:
+            order = torch.randperm(N, generator=generator)
+            x = points[order[m:]]
+            found, centres = smooth(x, x, N - m, recipe)
+            yield *found, centres, points[order[:m]]
+
+
+def smooth(points, part, n, recipe):
+    """(shift, scale, noise), (1, d) each, and the centres of the noise: the
+    points (N, d), sharpened where the recipe says so. All is found from a
+    part of the n that are fitted."""
+    shift, scale, h = unit_and_bandwidth(part, recipe)
+    d = points.shape[1]
+    width = recipe.jitter * h * math.sqrt(2 / d)
+    shrink = (n / len(part)) ** (-1 / (d + 4))  # of the best h, with n
+    if width and recipe.sharpened:
+        u, others = (points - shift) / scale, (part - shift) / scale
+        moved = sharpen(u, width, shrink**2, others)
+        points = shift + scale * moved
+    return (shift, scale, shrink * width * scale), points
+
+
+def unit_and_bandwidth(points, recipe):
+    """Shift and scale (1, d), and select_bandwidth in that unit: one scale
+    for all coordinates, or one for each where the leave-one-out likelihood
+    is higher by more than a standard error, point by point."""
+    d = points.shape[1]
+    shift = torch.zeros(1, d, dtype=points.dtype)
+    scales = [torch.ones_like(shift)]
+    if recipe.standardize:
+        near = without_outliers(points)
+        shift = near.mean(0, keepdim=True)
+        rms = (near - shift).square().mean(0, keepdim=True).sqrt()
+        constant = (rms == 0)[0].nonzero().flatten().tolist()
+        if constant:
+            raise ValueError(
+                f"data must vary in every column, got {constant} constant "
+                "(counted from 0): leave them out"
+            )
+        scales = [rms.norm().expand(1, d), rms * d**0.5]
+        scales = [scale / LENGTH for scale in scales]
+    elif not recipe.jitter:
+        return shift, *scales, 0.0
+    tried = [best_left_out((points - shift) / scale) for scale in scales]
+    log_p = [
+        own - a.log().sum() for (_, own), a in zip(tried, scales, strict=True)
+    ]
+    best = 0 if no_worse(log_p[0], log_p[-1]) else -1
+    return shift, scales[best], tried[best][0]
+
+
+def without_outliers(points):
+    """Without those that lie 20 times as far from the median as half of the
+    points do: they would set the unit of all others."""
+    away = (points - points.quantile(0.5, 0)).norm(dim=1)
+    return points[away <= (20 * away.quantile(0.5).item() or math.inf)]
+
+
 # Plumbing
+
+
+@contextlib.contextmanager
+def interrupts():
+    """A function that raises KeyboardInterrupt if there was one since: so
+    Ctrl-C stops between two steps, where all is whole. The second one stops
+    at once."""
+    pressed = []
+
+    def note(*_):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+
+    def asked_to_stop():
+        if pressed:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked_to_stop
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked_to_stop
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def progress_bar(shown, *args, **options):
@@ -300,11 +461,16 @@ def progress_bar(shown, *args, **options):
     return tqdm(*args, leave=False, **hidden, **options)
 
 
-def bandwidth(points, at_most=2000):
-    """select_bandwidth of at most so many points, scaled as the best h of
-    more of them: N^(-1 / (d + 4))."""
-    few, d = points[:at_most], points.shape[-1]
-    return select_bandwidth(few) * (len(points) / len(few)) ** (-1 / (d + 4))
+def warn(message):
+    """As from the line that called train."""
+    warnings.warn(message, stacklevel=6)
+
+
+def inner(flow):
+    """A copy of the flow's layers alone, without its shift and scale."""
+    flow = copy.deepcopy(flow)
+    flow.outermost.shift.zero_(), flow.outermost.scale.fill_(1)
+    return flow
 
 
 def no_worse(log_p, best):
@@ -321,36 +487,41 @@ def as_wide(value, parameter):
     return value.reshape(value.shape + (1,) * (parameter.dim() - value.dim()))
 
 
-def split_off(flow, data, fraction):
-    """The first points to fit and the last to validate: (..., n, d) each."""
-    if not isinstance(flow, CouplingFlow):
-        raise TypeError(f"flow must be a CouplingFlow, got {brief(flow)}")
-    points = training_points(flow, data)
-    n = points.shape[-2]
-    held_out = max(1, round(fraction * n))
-    if n - held_out < 2:
+def held_out_count(N, fraction):
+    count = max(1, round(fraction * N))
+    if N - count < 2:
         raise ValueError(
-            f"data must leave 2 points or more to fit, got {n} with "
+            f"data must leave 2 points or more to fit, got {N} with "
             f"valid_fraction {fraction}"
         )
-    return points.split([n - held_out, held_out], -2)
+    return count
 
 
-def training_points(flow, data):
-    """What train takes as data, as the flow's (n, d) or (S, n, d)."""
-    many = isinstance(data, (list, tuple)) and data and flow.members
-    if many and isinstance(data[0], (ToyDataset, torch.Tensor, np.ndarray)):
-        sets = [d.data if isinstance(d, ToyDataset) else d for d in data]
-        parts = [flow.check(points, "data") for points in sets]
-        sizes = {part.shape for part in parts}
-        if len(parts) != flow.members or len(sizes) > 1:
-            raise ValueError(
-                f"data must be {flow.members} sets (N, {flow.dim}) of one "
-                f"size, got {len(parts)} of shapes {[tuple(s) for s in sizes]}"
-            )
-        return torch.stack(parts)
-    data = data.data if isinstance(data, ToyDataset) else data
-    points = flow.check(data, "data")
-    if flow.members is None:
-        return points
-    return points.expand(flow.members, *points.shape[-2:])
+def training_sets(flow, data, fraction):
+    """What train takes as data: a list of points (N, d), float64, one for
+    all members or one each."""
+    if not isinstance(flow, CouplingFlow):
+        raise TypeError(f"flow must be a CouplingFlow, got {brief(flow)}")
+    sets, S = data, flow.members
+    kinds = ToyDataset, torch.Tensor, np.ndarray
+    listed = isinstance(data, (list, tuple)) and data and S
+    listed = listed and isinstance(data[0], kinds)
+    if not listed:
+        data = data.data if isinstance(data, ToyDataset) else data
+        points = check_points(data, "data", flow.dim, members=S)
+        sets = points if points.dim() == 3 else [points]
+    sets = [x.data if isinstance(x, ToyDataset) else x for x in sets]
+    sets = [check_points(x, "data", flow.dim).detach() for x in sets]
+    [check_finite(x.float(), "data") for x in sets]
+    sizes = {x.shape for x in sets}
+    if (
+        len(sets) not in (1, S)
+        or len(sizes) > 1
+        or (listed and len(sets) != S)
+    ):
+        raise ValueError(
+            f"data must be {S} sets (N, {flow.dim}) of one size, got "
+            f"{len(sets)} of shapes {[tuple(s) for s in sizes]}"
+        )
+    held_out_count(len(sets[0]), fraction)
+    return sets
