@@ -9,7 +9,16 @@ from scipy import special, stats
 from truths import assert_mass_and_moments, cell_masses, follow
 
 import helpers
-from helpers import Circles, GaussianMixture, Moons, Spiral, toy_distribution
+from helpers import (
+    Circles,
+    CouplingFlow,
+    GaussianKDE,
+    GaussianMixture,
+    LocalKDE,
+    Moons,
+    Spiral,
+    toy_distribution,
+)
 from study import entropy
 
 DENSITIES = {
@@ -104,7 +113,7 @@ def quadrature(name, sigma, x):
     return log_sum - math.log(2 * np.pi * sigma**2)
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("sigma", [0.005, 0.02, 0.1, 0.5])
 @pytest.mark.parametrize("make", [Circles, Moons])
 def test_circles_and_moons_agree_with_quadrature(make, sigma, random):
     """Also at centres and at ends of arcs; far away, where the density
@@ -144,6 +153,25 @@ def test_sampler_is_pure(density):
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(first, density.sample(10, generator))
     assert not torch.equal(first, density.sample(10, generator))
+
+
+@pytest.mark.parametrize("density", [
+    *DENSITIES.values(), CouplingFlow(2, 3, "spline"),
+    GaussianMixture([(0, 0, 0), (1, 2, 3)], 1.0), GaussianKDE([(1, 2)], 1.0),
+    LocalKDE([(1, 2), (3, 4)]),
+], ids=lambda density: type(density).__name__)  # fmt: skip
+def test_samples_are_nested(density):
+    """Of one seed the first n of a larger sample are the sample of n."""
+    whole = density.sample(1600, seed=6)
+    for n in (1, 15, 17, 511, 512, 513, 1500):
+        own = density.sample(n, seed=6)
+        if isinstance(density, CouplingFlow):  # products of other sizes
+            torch.testing.assert_close(own, whole[..., :n, :])
+        else:
+            assert torch.equal(own, whole[:n])
+    if isinstance(density, helpers.Density):
+        data = [helpers.ToyDataset(density, n, 6).data for n in (700, 1600)]
+        assert torch.equal(data[0], data[1][:700])
 
 
 @each

@@ -12,7 +12,13 @@ from scipy import stats
 from truths import assert_mass_and_moments, normal_points
 
 import helpers
-from helpers import GaussianKDE, leave_one_out, select_bandwidth, sharpen
+from helpers import (
+    GaussianKDE,
+    LocalKDE,
+    leave_one_out,
+    select_bandwidth,
+    sharpen,
+)
 
 FORGET = Path("/proc/self/clear_refs")  # the most memory so far
 seeds = st.integers(0, 10**6)
@@ -106,6 +112,71 @@ def test_kde_keeps_its_digits_far_from_the_origin():
                  leave_one_out(samples, [0.1, 0.7]))  # fmt: skip
     moved = sharpen(samples + shift, 0.3) - torch.from_numpy(shift)
     assert abs(moved - sharpen(samples, 0.3)).max() < 1e-6  # an ulp
+    local = LocalKDE(samples + shift, 9).log_probability(x + shift)
+    assert_close(local, LocalKDE(samples, 9).log_probability(x))
+
+
+def test_image_keeps_its_digits_far_from_the_origin():
+    """A thousand million h away: 1e-12 of the direct sum."""
+    away = np.array([3e8, -2e8])
+    samples, h = draw(0, 100) + away, 0.3
+    grid = helpers.Grid.around(samples, 30)
+    expected = np.exp(direct_sum(samples, h * np.eye(2), grid.points))
+    actual = GaussianKDE(samples, h).density(grid).flatten()
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-200)
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: GaussianKDE(x, 0.3), LocalKDE,
+    lambda x: helpers.GaussianMixture(x, 0.3),
+])  # fmt: skip
+def test_samples_are_copied(make):
+    samples, x = normal_points(50), normal_points(9, seed=1)
+    density = make(samples)
+    before = density.log_probability(x)
+    samples *= 3
+    assert torch.equal(density.log_probability(x), before)
+
+
+@each_d
+@pytest.mark.parametrize("N, k", [(2, 30), (40, 5), (700, 30)])
+def test_local_widths_are_those_that_the_formula_says(N, k, d):
+    """c times the distance to the k-th neighbour, and c the best of the
+    ladder by leaving each sample out."""
+    samples, x = draw(N, N, d=d), draw(0, 20, 2.0, d)
+    kde = LocalKDE(samples, k)
+    distances = np.linalg.norm(samples[:, None] - samples, axis=-1)
+    far = np.sort(distances, 1)[:, min(k, N - 1)]
+    ratio = kde.widths.numpy() / far
+    np.testing.assert_allclose(ratio, ratio[0])
+
+    def log_f(x, c, left_out=None):
+        parts = [stats.multivariate_normal(m, (c * r) ** 2 * np.eye(d)).pdf(x)
+                 for i, (m, r) in enumerate(zip(samples, far, strict=True))
+                 if i != left_out]  # fmt: skip
+        return np.log(np.sum(parts, 0) / N)
+
+    assert_close(kde.log_probability(x), log_f(x, ratio[0]), 1e-8)
+    if N < 100:
+        ladder = 2.0 ** (1 - np.arange(17) / 4)
+        scores = [np.mean([log_f(samples[i], c, i) for i in range(N)])
+                  for c in ladder]  # fmt: skip
+        assert ratio[0] == pytest.approx(ladder[np.argmax(scores)])
+
+
+@each_d
+def test_local_kde_has_unit_mass_and_its_samples_moments(d):
+    assert_mass_and_moments(LocalKDE(draw(0, 30, d=d), 5))
+
+
+def test_points_that_occur_twice_do_not_choose_the_bandwidth():
+    """A rounded table: its h is that of the points before the rounding, or
+    the rounding's, but not the smallest candidate."""
+    samples = draw(0, 600)
+    h = select_bandwidth(samples)
+    assert select_bandwidth(np.vstack([samples] * 2)) > 0.7 * h
+    assert select_bandwidth(samples.round(1)) > 0.7 * h
+    assert LocalKDE(samples.round()).log_probability(samples).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["number", "diagonal", "swapped", "full"])
@@ -238,3 +309,7 @@ def test_memory_is_bounded(N, H):
         grid.points[::10]
     )  # fmt: skip
     assert values.isfinite().all() and peak() - before < 500 * 1024
+    FORGET.write_text("5")
+    before, mixture = peak(), helpers.GaussianMixture(samples[:5000], 0.1)
+    assert mixture.log_probability(grid.points).isfinite().all()
+    assert peak() - before < 100 * 1024

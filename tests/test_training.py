@@ -2,6 +2,8 @@
 
 import copy
 import math
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -313,6 +315,73 @@ def test_data_may_come_as_a_dataset_points_or_lists():
         torch.testing.assert_close(first, own, rtol=1e-4, atol=1e-4)
 
 
+UNITS = [(1000, 0), (1, 500), (0.001, 7)]
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+@pytest.mark.parametrize("a, c", UNITS)
+def test_unit_and_origin_do_not_matter(coupling, a, c):
+    """In float64, while rounding has no time to grow: the density of the
+    same training, transported."""
+    points = data(150).double()
+    flow = small_flow(coupling=coupling).double()
+    here, there = quick(flow, points), quick(flow, a * points + c)
+    close = dict(rtol=1e-6, atol=1e-6)
+    for name in ("train_losses", "valid_losses"):
+        own = getattr(there, name) - 2 * math.log(a)
+        torch.testing.assert_close(own, getattr(here, name), **close)
+    torch.testing.assert_close(there.noise, a * here.noise, **close)
+    x = data(50, 1).double()
+    log_p = there.flow.log_probability(a * x + c) + 2 * math.log(a)
+    torch.testing.assert_close(log_p, here.flow.log_probability(x), **close)
+
+
+def test_points_of_the_homeworks_size_keep_their_length():
+    """So nothing is gained or lost by the unit alone."""
+    points = data(300, d=3)
+    result = quick(small_flow(dim=3), 5 * points + 2, 1)
+    u = result.flow.outermost.inverse(split(5 * points + 2, 30)[0])[0]
+    assert abs(u.mean(0)).max() < 1e-5
+    assert u.square().sum(1).mean().item() == pytest.approx(6.25, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_rows_and_units_do_not_change_the_fit(coupling):
+    """Beyond the scatter of the seeds: rows sorted, and a column in another
+    unit, which gets a scale of its own."""
+    truth, S = helpers.toy_distribution("Moons"), 4
+    data = [ToyDataset(truth, 600, seed).data.double() for seed in range(S)]
+    millimetres = torch.tensor([1.0, 1000.0], dtype=torch.float64)
+    fresh = truth.sample(5000, 99)
+    log_p = truth.log_probability(fresh)
+
+    def kls(change, unit):
+        sets = [change(x) * unit for x in data]
+        flow = small_flow(S, coupling=coupling, K=4)
+        flow = quick(flow, sets, 60, batch_size=256).flow
+        log_q = flow.log_probability(fresh * unit).detach()
+        return (log_p - unit.log().sum() - log_q).mean(1)
+
+    one = torch.ones(2, dtype=torch.float64)
+    drawn = kls(lambda x: x, one)
+    in_rows = kls(lambda x: x[x[:, 0].argsort()], one)
+    in_units = kls(lambda x: x[x[:, 0].argsort()], millimetres)
+    assert abs((in_rows - drawn).mean()) < 3 * drawn.std()
+    assert in_units.mean() < 1.5 * drawn.mean() + 3 * drawn.std()
+
+
+@pytest.mark.parametrize("change", [
+    lambda x: torch.cat([x, x]), lambda x: x.round(), lambda x: x.int(),
+    lambda x: torch.cat([x[:10]] * 20),
+])  # fmt: skip
+def test_points_that_occur_twice_are_fitted(change):
+    points = change(3 * data(100))
+    result = quick(small_flow(), points, 30)
+    assert result.valid_losses.isfinite().all()
+    assert result.valid_losses[-1] < result.valid_losses[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("d", [2, 3])
@@ -360,6 +429,39 @@ def test_interrupt_before_the_first_epoch_is_passed_on(monkeypatch, after):
         quick(small_flow(), data())
 
 
+@pytest.mark.filterwarnings("ignore:interrupted")
+def test_interrupt_at_any_moment_returns_what_was_reached(monkeypatch):
+    """By real signals: before the end of the first epoch it is passed on,
+    and whatever comes later returns whole epochs."""
+    seen = listen(monkeypatch, training=False)
+    flow, points = small_flow(K=1), data(60)
+    options = dict(epochs=30, batch_size=20, jitter=0, standardize=False)
+    start = time.perf_counter()
+    whole = quick(flow, points, **options)
+    length, random = time.perf_counter() - start, np.random.default_rng(0)
+    alarm = signal.signal(
+        signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)
+    )
+    reached = []
+    for moment in random.uniform(0.01, 0.95, 60):
+        seen.clear()
+        signal.setitimer(signal.ITIMER_REAL, moment * length)
+        try:
+            result = quick(flow, points, **options)
+        except KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert not seen
+            continue
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        n = len(result.valid_losses)
+        reached.append(n)
+        assert result.interrupted == (n < 30)
+        assert torch.equal(result.valid_losses, whole.valid_losses[:n])
+    signal.signal(signal.SIGALRM, alarm)
+    assert len({*reached}) > 5 and min(reached) < 15
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.filterwarnings("ignore:members")
 def test_diverging_member_is_reported_and_the_others_are_not_disturbed():
     flow = small_flow(3, bound=None)
@@ -378,6 +480,24 @@ def test_diverging_member_is_reported_and_the_others_are_not_disturbed():
             one, other = (getattr(r, name)[..., i] for r in (result, calm))
             assert torch.equal(one, other)
     assert not result.train_losses[:, 1].isfinite().any()
+
+
+@pytest.mark.parametrize("members", [None, 2])
+def test_divergence_keeps_the_epochs_before(monkeypatch, members):
+    flow, points = small_flow(members), data()
+    options = dict(cosine=False, warmup=0, average=0.5)
+    whole = quick(flow, points, 30, **options)
+
+    def lost(number, log_p):  # in the 31st epoch, which has 3 batches
+        return log_p * math.nan if number == 91 else log_p
+
+    listen(monkeypatch, training=True, change=lost)
+    with pytest.warns(UserWarning, match="diverged.*learning_rate below"):
+        result = quick(flow, points, 50, **options)
+    assert len(result.train_losses) == 31 and not result.interrupted
+    assert torch.as_tensor(result.diverged).all()
+    assert torch.equal(result.train_losses[:30], whole.train_losses)
+    assert torch.equal(weights(result.flow), weights(whole.flow))
 
 
 @pytest.mark.parametrize("members", [None, 2])

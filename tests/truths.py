@@ -9,13 +9,17 @@ from helpers import CouplingFlow, Grid
 
 def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
               dtype=torch.float64, **options):  # fmt: skip
-    """A flow far from the identity: every parameter plus size * N(0, 1)."""
+    """A flow far from the identity: every parameter plus size * N(0, 1), and
+    a shift and a scale as training sets them."""
     flow = CouplingFlow(K, members, coupling, seed, **options)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in flow.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter += size * noise
+        g = flow.outermost
+        g.shift += torch.randn(g.shift.shape, generator=generator)
+        g.scale *= (torch.randn(g.scale.shape, generator=generator) / 3).exp()
     return flow.to(dtype)
 
 
