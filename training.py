@@ -4,7 +4,7 @@ A flow is fitted by the mean of -log p over its training points, in nats. The
 recipe says how; the loop is `train`. Its pieces, in the order of their use:
 `prepare` holds points out and finds the unit and the noise, `Recipe.batches`
 gives an epoch's points, `Recipe.rate` the learning rate of a step,
-`update_mean` averages the weights, and `Checkpoint` keeps the epoch that is
+`Recipe.update` averages the weights, and `Checkpoint` keeps the epoch that is
 returned.
 """
 
@@ -95,22 +95,30 @@ class Recipe:
         check_number(self.jitter, "jitter", or_equal=True)
         check_number(self.valid_fraction, "valid_fraction", below=1)
 
-    def batches(self, centres, width, generators):
-        """An epoch: centres (..., n, d) in a new order, plus noise of that
-        width, (..., 1, 1), in parts. Each member has its own generator."""
+    def descent(self, flow, epochs, centres):
+        """Adam, and the schedule of its learning rate."""
+        steps = epochs * math.ceil(centres.shape[-2] / self.batch_size)
+        rate, betas = self.learning_rate, (0.9, self.beta2)
+        adam = torch.optim.Adam(flow.parameters(), rate, betas, fused=True)
+        return adam, LambdaLR(adam, partial(self.rate, steps=steps))
+
+    def batches(self, points, generators):
+        """An epoch: the centres (..., n, d) in a new order, plus noise, in
+        parts. Each member draws from its own generator."""
+        centres = points.centres
 
         def draw(sampler):
             draws = torch.stack([sampler(g) for g in generators])
             return draws.to(centres.device).reshape(*centres.shape[:-1], -1)
 
-        (n, d), points = centres.shape[-2:], centres
+        (n, d), drawn = centres.shape[-2:], centres
         if self.shuffle:
             order = draw(lambda g: torch.randperm(n, generator=g))
-            points = points.gather(-2, order.expand_as(points))
+            drawn = drawn.gather(-2, order.expand_as(drawn))
         if self.jitter:
             noise = draw(lambda g: torch.randn(n, d, generator=g))
-            points = points + width * noise.to(points)
-        return points.tensor_split(math.ceil(n / self.batch_size), -2)
+            drawn = drawn + points.noise * noise.to(drawn)
+        return drawn.tensor_split(math.ceil(n / self.batch_size), -2)
 
     def rate(self, step, steps):
         """The learning rate of a step, counted from 0, as a share of
@@ -118,6 +126,17 @@ class Recipe:
         rise = min(1, (step + 1) / (self.warmup * steps)) if self.warmup else 1
         fall = (1 + math.cos(math.pi * step / steps * self.cosine)) / 2
         return rise * fall
+
+    @torch.no_grad()
+    def update(self, mean, moving, step):
+        """mean + share (moving - mean), weight by weight, after the step-th
+        step. With a decay of 0.99 the shares 1, 1/2, 1/3, ..., 0.01, 0.01, ...
+        give the mean of all steps in the beginning, and then of some 100.
+        (After Polyak, Juditsky 1992)"""
+        share = max(1 - self.average, 1 / step)
+        pairs = zip(mean.parameters(), moving.parameters(), strict=True)
+        for average, weight in pairs:
+            average.lerp_(weight, share)
 
 
 @one_thread()
@@ -130,8 +149,8 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     from Recipe's defaults. Member i of seed s is trained as a single flow of
     seed s + i would be. A KeyboardInterrupt after the first epoch returns
     what was reached. A flow whose loss stops being finite keeps its last
-    checkpoint and is marked in .diverged, with a warning; RuntimeError where
-    there is none. ValueError, TypeError for bad arguments.
+    checkpoint, with a warning; RuntimeError where there is none. ValueError,
+    TypeError for bad arguments.
 
     >>> moons = ToyDataset("Moons", 500, seed=0)
     >>> result = train(CouplingFlow(2), moons, epochs=3, progress=False)
@@ -141,63 +160,32 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     recipe, start = Recipe(**recipe), time.process_time()
     sets = training_sets(flow, data, recipe.valid_fraction)
     epochs = check_integer(epochs, "epochs")
-    check_flag(progress, "progress")
-    generators = random_generators(seed, flow.members or 1, TRAINING)
     bar = progress_bar(progress, range(epochs), "training", unit="epoch")
-    bar.set_postfix_str("unit and noise")
-    trained, centres, held_out, noise = prepare(flow, sets, recipe, generators)
+    generators = random_generators(seed, flow.members or 1, TRAINING)
+    trained, points = prepare(flow, sets, recipe, generators)
     moving, mean = inner(trained), inner(trained)
-    per_volume = trained.outermost.scale.log().sum((-2, -1))  # du to dx
-    width = noise / trained.outermost.scale
-    n, step = centres.shape[-2], 0
-    steps = epochs * math.ceil(n / recipe.batch_size)
-    adam = torch.optim.Adam(
-        moving.parameters(), recipe.learning_rate, (0.9, recipe.beta2),
-        fused=True,
-    )  # fmt: skip
-    schedule = LambdaLR(adam, partial(recipe.rate, steps=steps))
-    checkpoint = Checkpoint.before(moving, held_out)
-    try:
-        with interrupts() as asked_to_stop:
-            for epoch in bar:
-                total = per_volume
-                for batch in recipe.batches(centres, width, generators):
-                    loss = -moving.log_probability(batch).mean(-1)
-                    adam.zero_grad()
-                    loss.sum().backward()  # each member's own gradient
-                    adam.step()
-                    schedule.step()
-                    step += 1
-                    share = max(1 - recipe.average, 1 / step)
-                    update_mean(mean, moving, share)
-                    total = total + loss.detach() * batch.shape[-2] / n
-                    asked_to_stop()
-                with torch.no_grad():
-                    log_p = mean.log_probability(held_out)
-                log_p = log_p - per_volume[..., None]
-                checkpoint = checkpoint.after(
-                    epoch, mean, total, log_p, recipe
-                )
-                bar.set_postfix_str(f"held out {-log_p.mean():.3f} nats")
-                if not checkpoint.alive.any():
-                    break
-    except KeyboardInterrupt:
-        if not checkpoint.losses:
-            raise
+    checkpoint = Checkpoint.before(moving, points.held_out)
+    adam, schedule = recipe.descent(moving, epochs, points.centres)
+    with interrupts() as stop_if_asked:
+        for epoch in bar:
+            total = 0
+            for batch in recipe.batches(points, generators):
+                loss = -moving.log_probability(batch).mean(-1)
+                adam.zero_grad()
+                loss.sum().backward()  # each member's own gradient
+                adam.step()
+                schedule.step()
+                recipe.update(mean, moving, schedule.last_epoch)
+                share = batch.shape[-2] / points.centres.shape[-2]
+                total = total + share * loss.detach()
+                stop_if_asked()
+            checkpoint = checkpoint.after(epoch, mean, total, points, recipe)
+            bar.set_postfix_str(checkpoint.summary(trained))
+            if not checkpoint.alive.any():
+                break
     bar.close()
     seconds = time.process_time() - start
-    return checkpoint.result(trained, noise, epochs, recipe, seconds)
-
-
-@torch.no_grad()
-def update_mean(mean, moving, share):
-    """mean + share (moving - mean), weight by weight. With a decay of 0.99
-    the shares 1, 1/2, 1/3, ..., 0.01, 0.01, ... give the mean of all steps
-    in the beginning, and then of some 100. (After Polyak, Juditsky 1992)"""
-    for average, weight in zip(
-        mean.parameters(), moving.parameters(), strict=True
-    ):
-        average.lerp_(weight, share)
+    return checkpoint.result(trained, points, epochs, recipe, seconds)
 
 
 class Checkpoint(NamedTuple):
@@ -224,8 +212,10 @@ class Checkpoint(NamedTuple):
         epoch = torch.zeros_like(best[..., 0], dtype=torch.long)
         return cls(epoch, weights, best, torch.ones_like(epoch).bool())
 
-    def after(self, epoch, flow, loss, log_p, recipe):
+    @torch.no_grad()
+    def after(self, epoch, flow, loss, points, recipe):
         """After one more epoch."""
+        log_p = flow.log_probability(points.held_out)
         alive = self.alive & loss.isfinite()
         better = log_p.mean(-1) > self.best.mean(-1)  # never where it is NaN
         best = torch.where(better[..., None], log_p, self.best)
@@ -239,8 +229,15 @@ class Checkpoint(NamedTuple):
             (*self.losses, loss), (*self.valid_losses, -log_p.mean(-1)),
         )  # fmt: skip
 
-    def result(self, trained, noise, epochs, recipe, seconds):
+    def summary(self, trained):
+        """For the progress bar."""
+        loss = self.valid_losses[-1].mean() + log_volume(trained).mean()
+        return f"held out {loss:.3f} nats"
+
+    def result(self, trained, points, epochs, recipe, seconds):
         """The flow with the weights that were kept, and its history."""
+        if not self.losses:
+            raise KeyboardInterrupt  # nothing to return yet
         kept = self.best.mean(-1).isfinite()
         diverged, count = ~(self.alive & kept), len(self.losses)
         interrupted = bool(self.alive.any()) and count < epochs
@@ -268,14 +265,20 @@ class Checkpoint(NamedTuple):
             warn(f"members {lost} diverged, left out; {remedy}")
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
             p.data = weight
-        valid_losses = torch.stack(self.valid_losses)
+        volume = log_volume(trained)  # from nats of u to nats of x
+        losses, valid_losses = (
+            torch.stack(own) + volume
+            for own in (self.losses, self.valid_losses)
+        )
         best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
-        entries = best_epoch, -self.best.mean(-1), self.epoch, diverged
+        best_loss = volume - self.best.mean(-1)
+        entries = best_epoch, best_loss, self.epoch, diverged
         if trained.members is None:
             entries = (entry.item() for entry in entries)
+        noise = (points.noise * trained.outermost.scale)[..., 0, :]
         return TrainingResult(
-            trained, torch.stack(self.losses), valid_losses, *entries,
-            noise[..., 0, :], interrupted, seconds,
+            trained, losses, valid_losses, *entries, noise, points.rows,
+            interrupted, seconds,
         )  # fmt: skip
 
 
@@ -293,6 +296,7 @@ class TrainingResult:
     error of the difference, point by point.
     diverged: whether a loss stopped being finite. noise: its standard
     deviation for each coordinate, (d,) or (S, d), in the data's unit.
+    held_out: the rows of the data that were held out, (m,) or (S, m).
     interrupted: whether epochs are missing. seconds: CPU time.
     """
 
@@ -304,6 +308,7 @@ class TrainingResult:
     used_epoch: int | torch.Tensor
     diverged: bool | torch.Tensor
     noise: torch.Tensor
+    held_out: torch.Tensor
     interrupted: bool
     seconds: float
 
@@ -314,10 +319,21 @@ LENGTH = 2.5  # root mean square length of the points that the layers see
 MOST, PAIRS = 2000, 5 * 10**8  # points and pairs of points looked at
 
 
+class Prepared(NamedTuple):
+    """For one member: what the points say, in the data's unit, and
+    which rows are held out. Shapes (1, d), (n, d), (m, d), (m,)."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+    noise: torch.Tensor
+    centres: torch.Tensor
+    held_out: torch.Tensor
+    rows: torch.Tensor
+
+
 def prepare(flow, sets, recipe, generators):
-    """A copy of the flow with its shift and scale; and for each member, in
-    the unit of its layers, the centres of the noise (..., n, d), the held-out
-    points (..., m, d), and in the data's unit the noise (..., 1, d).
+    """A copy of the flow with its shift and scale, and a Prepared of all
+    members, whose points and noise are in the unit of the flow's layers.
 
     sets: points (N, d), one for all members, or one each.
     """
@@ -327,52 +343,46 @@ def prepare(flow, sets, recipe, generators):
         for points, share in zip(sets, shares, strict=True)
         for member in split_and_smooth(points, recipe, share)
     ]
-    shift, scale, noise, centres, held_out = (
-        torch.stack(parts) for parts in zip(*own, strict=True)
-    )
+    found = Prepared(*map(torch.stack, zip(*own, strict=True)))
     if flow.members is None:
-        shift, scale, noise, centres, held_out = (
-            part[0] for part in (shift, scale, noise, centres, held_out)
-        )
+        found = Prepared(*(part[0] for part in found))
     trained = copy.deepcopy(flow)
     outermost = trained.outermost
     if recipe.standardize:
-        outermost.shift.copy_(shift), outermost.scale.copy_(scale)
-    unit = [
-        outermost.inverse(x.to(outermost.shift.device))[0]
-        for x in (centres, held_out)
-    ]
-    return (
-        trained,
-        *(u.to(outermost.shift) for u in unit),
-        noise.to(outermost.shift),
+        outermost.shift.copy_(found.shift)
+        outermost.scale.copy_(found.scale)
+    centres, held_out = (
+        outermost.inverse(x.to(outermost.shift.device))[0].to(outermost.shift)
+        for x in (found.centres, found.held_out)
+    )
+    noise = found.noise.to(outermost.shift) / outermost.scale
+    return trained, found._replace(
+        centres=centres, held_out=held_out, noise=noise
     )
 
 
 def split_and_smooth(points, recipe, generators):
-    """For each member that shares the points (N, d): shift, scale and noise
-    (1, d), centres (n, d) and held-out points (m, d), in the data's unit.
+    """A Prepared for each member that shares the points (N, d).
 
     Where more than MOST points are left to fit, unit and noise are those of a
     part, the same for all members, of which none is held out.
     """
     N, m = len(points), held_out_count(len(points), recipe.valid_fraction)
     most = min(MOST, PAIRS // N)
-    large = N - m > most
-    if large:
-        order = torch.randperm(N, generator=random_generator(0, PART))
-        points, first = points[order], torch.arange(most)
-        found, centres = smooth(points, points[:most], N - m, recipe)
+    common, pool = torch.arange(0), torch.arange(N)
+    if large := N - m > most:
+        pool = torch.randperm(N, generator=random_generator(0, PART))
+        common, pool = pool[:most], pool[most:]
+        found, centres = smooth(points, points[common], N - m, recipe)
     for generator in generators:
+        order = pool[torch.randperm(len(pool), generator=generator)]
+        rows, fitted = order[:m], torch.cat([common, order[m:]])
         if large:
-            order = most + torch.randperm(N - most, generator=generator)
-            out, fitted = order[:m], torch.cat([first, order[m:]])
-            yield *found, centres[fitted], points[out]
+            own = centres[fitted]
         else:
-            order = torch.randperm(N, generator=generator)
-            x = points[order[m:]]
-            found, centres = smooth(x, x, N - m, recipe)
-            yield *found, centres, points[order[:m]]
+            x = points[fitted]
+            found, own = smooth(x, x, N - m, recipe)
+        yield Prepared(*found, own, points[rows], rows)
 
 
 def smooth(points, part, n, recipe):
@@ -431,9 +441,8 @@ def without_outliers(points):
 
 @contextlib.contextmanager
 def interrupts():
-    """A function that raises KeyboardInterrupt if there was one since: so
-    Ctrl-C stops between two steps, where all is whole. The second one stops
-    at once."""
+    """Ctrl-C ends what is inside between two steps, where all is whole: where
+    the function that is given is called. The second one ends it at once."""
     pressed = []
 
     def note(*_):
@@ -441,22 +450,24 @@ def interrupts():
             raise KeyboardInterrupt
         pressed.append(True)
 
-    def asked_to_stop():
+    def stop_if_asked():
         if pressed:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield asked_to_stop
-        return
-    before = signal.signal(signal.SIGINT, note)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, note) if main else None
     try:
-        yield asked_to_stop
+        yield stop_if_asked
+    except KeyboardInterrupt:
+        pass
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        if main:
+            signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def progress_bar(shown, *args, **options):
     """A bar of tqdm, which TQDM_DISABLE=1 in the environment hides too."""
+    check_flag(shown, "progress")
     hidden = {} if shown else {"disable": True}
     return tqdm(*args, leave=False, **hidden, **options)
 
@@ -471,6 +482,11 @@ def inner(flow):
     flow = copy.deepcopy(flow)
     flow.outermost.shift.zero_(), flow.outermost.scale.fill_(1)
     return flow
+
+
+def log_volume(flow):
+    """log |det dx/du| of a flow's shift and scale: () or (S,)."""
+    return flow.outermost.scale.log().sum((-2, -1))
 
 
 def no_worse(log_p, best):
@@ -513,12 +529,8 @@ def training_sets(flow, data, fraction):
     sets = [x.data if isinstance(x, ToyDataset) else x for x in sets]
     sets = [check_points(x, "data", flow.dim).detach() for x in sets]
     [check_finite(x.float(), "data") for x in sets]
-    sizes = {x.shape for x in sets}
-    if (
-        len(sets) not in (1, S)
-        or len(sizes) > 1
-        or (listed and len(sets) != S)
-    ):
+    sizes, wanted = {x.shape for x in sets}, (S,) if listed else (1, S)
+    if len(sets) not in wanted or len(sizes) > 1:
         raise ValueError(
             f"data must be {S} sets (N, {flow.dim}) of one size, got "
             f"{len(sets)} of shapes {[tuple(s) for s in sizes]}"

@@ -183,6 +183,7 @@ def test_unit_and_noise_of_many_points_are_those_of_a_part(d):
         expected = torch.full_like(result.noise, h * (2 / d) ** 0.5)
         torch.testing.assert_close(result.noise, expected)
         shift = part.mean(0).expand_as(result.noise)
+        assert not np.isin(result.held_out, order[:2000]).any()
         own = result.flow.outermost.shift[..., 0, :]
         torch.testing.assert_close(own, shift, rtol=1e-5, atol=1e-5)
 
@@ -201,6 +202,7 @@ def test_losses_are_of_points_that_the_seed_holds_out(
     held = torch.stack([split(points, count, i)[1]
                         for i in range(members or 1)])  # fmt: skip
     held = held if members else held[0]
+    assert torch.equal(points[result.held_out], held)
     loss = -result.flow.log_probability(held).mean(-1)
     used = torch.as_tensor(result.used_epoch)
     expected = result.valid_losses.gather(0, used[None])[0]
