@@ -2,7 +2,8 @@
 
 Notation
     x        points, shape (n, d); z the same points in the flow's prior
-    S        number of flows in an ensemble, its *members*: (S, n, d)
+    S        number of flows in an ensemble, its *members*: (S, n, d). At
+             first read with members = None, and drop every S
     H, h     bandwidth matrix, and the number h of H = h I: lengths
     s, t     log-scale and shift of an affine coupling
     K        number of coupling layers; of an estimate, its kernel
@@ -593,10 +594,10 @@ class CouplingLayer(nn.Module):
 
     mask: d ones (kept) and zeros, the ones first or last: [1, 0] keeps the
     first of two coordinates. coupling: "affine", g = exp(s) z2 + t with both
-    s and t from the network, or "spline". members: None, or the number S of
-    independent layers in one. seed: as that of a flow. hidden, start: as
-    make_network's. options: bound of AffineCoupling; bins, interval of
-    SplineCoupling. (Dinh et al. 2017, section 3; Durkan et al. 2019)
+    s and t from the network, or "spline". members: None, or S independent
+    layers in one. seed: an int, or generators to go on drawing from. hidden,
+    start: as make_network's. options: bound of AffineCoupling; bins, interval
+    of SplineCoupling. (Dinh et al. 2017, section 3; Durkan et al. 2019)
     """
 
     def __init__(
@@ -668,9 +669,8 @@ class AffineCoupling(nn.Module):
 class Linear(nn.Module):
     """x W + b, a point a row: (..., n, in) -> (..., n, out).
 
-    The one class that knows of members: W is (in, out), or (S, in, out), and
-    then x may be (n, in), the same for all, or (S, n, in).
-    """
+    The one place where members change what is computed: W is (in, out), or
+    (S, in, out), and then x is (n, in), for all alike, or (S, n, in)."""
 
     def __init__(self, fan_in, fan_out, members=None):
         super().__init__()
@@ -711,9 +711,9 @@ def make_network(inputs, hidden, outputs, members, seed, start):
             for row, generator in zip(rows, generators, strict=True):
                 row.uniform_(-limit, limit, generator=generator)
     if start == "spread":
-        first.weight.data.sign_().mul_(inputs**-0.5)
-        first.bias.data *= 2.5 * inputs**0.5
-        second.weight.data *= math.sqrt(6)
+        first.weight.data.sign_().mul_(inputs**-0.5)  # columns of length 1
+        first.bias.data *= 2.5 * inputs**0.5  # within 2.5
+        second.weight.data *= math.sqrt(6)  # within sqrt(6 / hidden)
         last.weight.data *= 0.05
         last.bias.data *= 0.05
     act = partial(nn.LeakyReLU, inplace=True)
@@ -736,19 +736,19 @@ class ShiftAndScale(nn.Module):
         return x, self.scale.log().sum(-1).expand(x.shape[:-1])
 
     def inverse(self, x):
-        """u and log |det du/dx|, likewise; u in the precision of x."""
+        """u and log |det du/dx|, likewise; in the precision of x, since far
+        from 0 the digits that count are lost once x is rounded."""
         shift, scale = self.shift.to(x), self.scale.to(x)
         u = (x - shift) / scale
         return u, -scale.log().sum(-1).expand(u.shape[:-1])
 
 
 class CouplingFlow(nn.Module):
-    """x = g(f_K(... f_1(z))), z ~ N(0, I): coupling layers, of which the first
+    """x = a(f_K(... f_1(z))), z ~ N(0, I): coupling layers, of which the first
     keeps the first half of the coordinates, the next the rest, and so on; and
-    a shift and a scale g, which do nothing until `train` sets them.
+    a shift and a scale, a, which do nothing until `train` sets them.
 
-    num_layers: K >= 1. members: None for one flow; S for an ensemble: member
-    i of seed s is the flow of seed s + i. coupling: "affine" or "spline".
+    members: S flows at once; member i of seed s is the flow of seed s + i.
     dim: d >= 2. options: as CouplingLayer's. float32; float64 after .double().
     Points are (n, d), or (S, n, d) with members: ValueError unless finite.
     (Dinh et al. 2017; Papamakarios et al. 2021)
@@ -777,8 +777,8 @@ class CouplingFlow(nn.Module):
         self.outermost = ShiftAndScale(dim, members)
 
     def forward(self, z):
-        """x = f(z) and log |det dx/dz|: (n, d) -> (n, d), (n,). With members
-        (n, d) or (S, n, d) -> (S, n, d), (S, n)."""
+        """x and log |det dx/dz|: (n, d) -> (n, d), (n,). With members (n, d)
+        or (S, n, d) -> (S, n, d), (S, n)."""
         x, log_det = self.cast(self.check(z, "z"), "z"), 0
         with one_thread():
             for f in (*self.layers, self.outermost):
@@ -835,12 +835,10 @@ class CouplingFlow(nn.Module):
                 tensor.data = tensor.data[i].clone()
         return single
 
-    def check(self, points, name):
-        """Points as they are, float32 or float64: they are shifted first."""
+    def check(self, points, name):  # as they are: shifted, then rounded
         return check_points(points, name, self.dim, None, None, self.members)
 
-    def cast(self, points, name):
-        """In the dtype of the weights, and where they are."""
+    def cast(self, points, name):  # to the dtype and device of the weights
         return check_finite(points.to(self.outermost.shift), name)
 
 

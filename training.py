@@ -47,19 +47,23 @@ from helpers import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: each switch can be turned off by its own.
+    """How to train: each switch can be turned off on its own.
 
-    batch_size, learning_rate: of Adam, with decay beta2 for its running mean
-        of the squared gradient. (Kingma, Ba 2015)
-    warmup: over this share of the steps the learning rate rises from 0.
-    cosine: it falls to 0 along a cosine. (Loshchilov, Hutter 2017)
+    batch_size: at most so many points a batch, in equal parts.
+    learning_rate: of Adam, with decay beta2 for its running mean of the
+        squared gradient. (Kingma, Ba 2015)
+    warmup, cosine: factors of the learning rate. One rises from 0 to 1 over
+        this share of the steps, and the other falls from 1 to 0 over all of
+        them, along half a cosine. (Loshchilov, Hutter 2017)
     shuffle: a new order of the points in every epoch.
-    standardize: the flow's shift and scale are set, such that the training
-        points have mean 0 and a root mean square length of LENGTH.
+    standardize: the layers see the points less their mean, divided by a
+        scale: one number for all coordinates, such that the root mean square
+        distance from the mean is LENGTH = 2.5; or one number for each, where
+        the leave-one-out likelihood asks for it.
     jitter: every batch gets fresh noise of standard deviation jitter times
         h sqrt(2 / d), with h = select_bandwidth of the training points, so
-        that it has one length in every dimension. This is maximum likelihood
-        on their kernel estimate. 0: none.
+        that the length of a noise vector does not grow with d. This is
+        maximum likelihood on their kernel estimate. 0: none.
     sharpened: the noise is added to sharpen(points, its width) in their place.
     average: decay of the running mean of the weights, which is what is
         validated and returned. 0: none. (Izmailov et al. 2018)
@@ -124,8 +128,8 @@ class Recipe:
         """The learning rate of a step, counted from 0, as a share of
         learning_rate."""
         rise = min(1, (step + 1) / (self.warmup * steps)) if self.warmup else 1
-        fall = (1 + math.cos(math.pi * step / steps * self.cosine)) / 2
-        return rise * fall
+        half = (1 + math.cos(math.pi * step / steps)) / 2
+        return rise * (half if self.cosine else 1)
 
     @torch.no_grad()
     def update(self, mean, moving, step):
@@ -163,7 +167,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     bar = progress_bar(progress, range(epochs), "training", unit="epoch")
     generators = random_generators(seed, flow.members or 1, TRAINING)
     trained, points = prepare(flow, sets, recipe, generators)
-    moving, mean = inner(trained), inner(trained)
+    moving, mean = inner(trained), inner(trained)  # copies: the layers alone
     checkpoint = Checkpoint.before(moving, points.held_out)
     adam, schedule = recipe.descent(moving, epochs, points.centres)
     with interrupts() as stop_if_asked:
@@ -175,9 +179,9 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
                 loss.sum().backward()  # each member's own gradient
                 adam.step()
                 schedule.step()
-                recipe.update(mean, moving, schedule.last_epoch)
-                share = batch.shape[-2] / points.centres.shape[-2]
-                total = total + share * loss.detach()
+                recipe.update(mean, moving, step=schedule.last_epoch)
+                part = batch.shape[-2] / points.centres.shape[-2]
+                total = total + part * loss.detach()
                 stop_if_asked()
             checkpoint = checkpoint.after(epoch, mean, total, points, recipe)
             bar.set_postfix_str(checkpoint.summary(trained))
@@ -315,7 +319,8 @@ class TrainingResult:
 
 # What the points say before the first step
 
-LENGTH = 2.5  # root mean square length of the points that the layers see
+LENGTH = 2.5  # root mean square length of the points that the layers see,
+REACH = 5.0  # unless some are further out, where a spline does not bend
 MOST, PAIRS = 2000, 5 * 10**8  # points and pairs of points looked at
 
 
@@ -419,6 +424,11 @@ def unit_and_bandwidth(points, recipe):
             )
         scales = [rms.norm().expand(1, d), rms * d**0.5]
         scales = [scale / LENGTH for scale in scales]
+        reach = [((near - shift) / a).abs().max().item() for a in scales]
+        scales = [
+            scale * min(2, max(1, most / REACH))
+            for scale, most in zip(scales, reach, strict=True)
+        ]
     elif not recipe.jitter:
         return shift, *scales, 0.0
     tried = [best_left_out((points - shift) / scale) for scale in scales]

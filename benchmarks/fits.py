@@ -225,13 +225,13 @@ def report(quick):
            "MKL's fastest: CPU ms | loop ÷ it"  # fmt: skip
     return f"""## Training
 
-K = {K} layers of 1 → {HIDDEN} → {HIDDEN} → 1, {N} points of five Gaussians,
+K = {K} layers of 1 → {HIDDEN} → {HIDDEN} → 2, {N} points of five Gaussians,
 {run[0]} epochs with their validation. CPU ms of a model and epoch, set-up
 included; the ratio is taken turn by turn; the divergence of the truth from the
 models is their median (lowest–highest; number of models). The course's loop:
-batches of 64, Adam at 1e-3, no shuffling. The libraries: batches of {BATCH},
-shuffled, Adam at 1e-2 with cosine decay, the best epoch on held-out points.
-They use one network for s and t; the spline of normflows has a residual one,
+batches of 64, Adam at 1e-3, no shuffling, and a network each for s and t. The
+libraries: batches of {BATCH}, shuffled, Adam at 1e-2 with cosine decay, the
+best epoch on held-out points; the spline of normflows has a residual network,
 which is a layer deeper. All run with the kernels that give the same digits on
 every processor.
 

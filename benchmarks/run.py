@@ -18,6 +18,7 @@ if __name__ == "__main__":  # a process that this one starts inherits its own
 
 import fits  # noqa: E402
 import kde  # noqa: E402
+import tables  # noqa: E402
 
 
 def machine():
@@ -41,6 +42,8 @@ CPU time of one process; contenders take turns. Cells are the median
 {fits.report(quick)}
 
 {kde.report(quick)}
+
+{tables.report(quick)}
 """
     print(text)
     if not quick:

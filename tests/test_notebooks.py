@@ -1,6 +1,7 @@
 """The four notebooks as they are committed, and at other parameters."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -99,6 +100,19 @@ def test_readme_shows_what_the_notebook_printed():
     ]
     rows = [row.split("|")[1:-1] for row in printed[2:]]
     assert rows_between("results") == [[c.strip() for c in r] for r in rows]
+
+
+def test_readme_on_your_own_data_runs_as_it_is_pasted(tmp_path):
+    text = (ROOT / "README.md").read_text().split("own data -->")[1]
+    code = text.split("```python\n")[1].split("```")[0]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    flow, kernels = (float(line.split()[1])
+                     for line in done.stdout.splitlines())  # fmt: skip
+    assert -11 < flow < -8 and abs(flow - kernels) < 0.5  # nats
+    assert (tmp_path / "people.png").stat().st_size > 5000
 
 
 def test_readme_shows_what_the_benchmark_printed():
