@@ -11,8 +11,8 @@ import torch
 
 
 class Short(reprlib.Repr):
-    """repr that does not look at all of a long value; of a large array it
-    gives the shape."""
+    """repr that leaves out most of a long value; of a large array it gives
+    the shape."""
 
     def repr1(self, x, level):
         if isinstance(x, (torch.Tensor, np.ndarray)):
@@ -28,7 +28,10 @@ SHORT.maxother = SHORT.maxstring = SHORT.maxlong = 80
 
 def brief(value):
     """A value as messages show it: one line of at most 120 characters."""
-    text = " ".join(SHORT.repr(value).split())
+    try:
+        text = " ".join(SHORT.repr(value).split())
+    except ValueError:  # an integer of thousands of digits
+        text = f"one {type(value).__name__} too long to show"
     return text if len(text) <= 120 else f"{text[:80]} ... {text[-30:]}"
 
 
@@ -38,11 +41,17 @@ def check_points(
     """x as finite points (n, d), or (members, n, d), or a helpful error.
     dtype, device: None, as they are, but for integers, which get float64."""
     if not isinstance(x, torch.Tensor):
+        if np.ma.is_masked(x):
+            raise ValueError(f"{name} must have no masked values")
         try:
-            x = torch.from_numpy(np.array(x))
+            array = np.array(x)
+            native = array.dtype.newbyteorder("=")
+            wide = array.dtype == np.longdouble
+            x = torch.from_numpy(array.astype(float if wide else native))
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"{name} must be an array of real numbers, got {brief(x)}"
+                f"{name} must be an array of real numbers, got {brief(x)} "
+                f"of dtype {getattr(x, 'dtype', None)}"
             ) from error
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
@@ -152,7 +161,8 @@ def check_bandwidth(H, d):
         h = H.item() if isinstance(H, torch.Tensor) else H
         matrix = check_number(h, "H") * np.eye(d)
     matrix = check_points(matrix, "H")
-    if matrix.shape != (d, d) or not torch.linalg.cond(matrix) < 1e15:
+    rows = matrix / matrix.norm(dim=1, keepdim=True)  # whatever their units
+    if matrix.shape != (d, d) or not torch.linalg.cond(rows) < 1e15:
         raise ValueError(
             f"H must be a number > 0 or an invertible {d} x {d} matrix, "
             f"got {brief(H)}"

@@ -58,8 +58,9 @@ class Recipe:
     shuffle: a new order of the points in every epoch.
     standardize: the layers see the points less their mean, divided by a
         scale: one number for all coordinates, such that the root mean square
-        distance from the mean is LENGTH = 2.5; or one number for each, where
-        the leave-one-out likelihood asks for it.
+        distance from the mean is LENGTH = 2.5, or more where a point would
+        lie beyond REACH = 5; or one number for each, where the leave-one-out
+        likelihood asks for it.
     jitter: every batch gets fresh noise of standard deviation jitter times
         h sqrt(2 / d), with h = select_bandwidth of the training points, so
         that the length of a noise vector does not grow with d. This is
@@ -144,6 +145,7 @@ class Recipe:
 
 
 @one_thread()
+@torch.enable_grad()
 def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     """Maximum likelihood by Adam: -> TrainingResult. `flow` is left as it
     was; the result's .flow is the trained one.
@@ -151,7 +153,8 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     data: a ToyDataset or points (N, d), rows in any order, in any unit; for S
     members one of these, or a list of S of one size. recipe: what differs
     from Recipe's defaults. Member i of seed s is trained as a single flow of
-    seed s + i would be. A KeyboardInterrupt after the first epoch returns
+    seed s + i would be. The data set the flow's shift and scale anew, where
+    standardize is on. A KeyboardInterrupt after the first epoch returns
     what was reached. A flow whose loss stops being finite keeps its last
     checkpoint, with a warning; RuntimeError where there is none. ValueError,
     TypeError for bad arguments.
@@ -170,7 +173,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     moving, mean = inner(trained), inner(trained)  # copies: the layers alone
     checkpoint = Checkpoint.before(moving, points.held_out)
     adam, schedule = recipe.descent(moving, epochs, points.centres)
-    with interrupts() as stop_if_asked:
+    with interrupts() as (pressed, stop_if_asked):
         for epoch in bar:
             total = 0
             for batch in recipe.batches(points, generators):
@@ -189,7 +192,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
                 break
     bar.close()
     seconds = time.process_time() - start
-    return checkpoint.result(trained, points, epochs, recipe, seconds)
+    return checkpoint.result(trained, points, bool(pressed), recipe, seconds)
 
 
 class Checkpoint(NamedTuple):
@@ -221,9 +224,9 @@ class Checkpoint(NamedTuple):
         """After one more epoch."""
         log_p = flow.log_probability(points.held_out)
         alive = self.alive & loss.isfinite()
-        better = log_p.mean(-1) > self.best.mean(-1)  # never where it is NaN
+        better = alive & (log_p.mean(-1) > self.best.mean(-1))  # not if NaN
         best = torch.where(better[..., None], log_p, self.best)
-        take = better | (no_worse(log_p, best) & recipe.tolerance)
+        take = better | (alive & no_worse(log_p, best) & recipe.tolerance)
         weights = [
             torch.where(as_wide(take, p), p.detach(), w)
             for p, w in zip(flow.parameters(), self.weights, strict=True)
@@ -238,16 +241,16 @@ class Checkpoint(NamedTuple):
         loss = self.valid_losses[-1].mean() + log_volume(trained).mean()
         return f"held out {loss:.3f} nats"
 
-    def result(self, trained, points, epochs, recipe, seconds):
+    def result(self, trained, points, interrupted, recipe, seconds):
         """The flow with the weights that were kept, and its history."""
         if not self.losses:
             raise KeyboardInterrupt  # nothing to return yet
         kept = self.best.mean(-1).isfinite()
         diverged, count = ~(self.alive & kept), len(self.losses)
-        interrupted = bool(self.alive.any()) and count < epochs
         remedy = (
             f"try a learning_rate below {recipe.learning_rate}, or a flow "
-            "with a bounded log-scale (bound=2.5)"
+            "with a bounded log-scale (bound=2.5), and look for an outlier in "
+            "data"
         )
         if not kept.any() and not self.alive.any():
             raise RuntimeError(
@@ -257,7 +260,7 @@ class Checkpoint(NamedTuple):
         if not kept.any():
             raise RuntimeError(
                 "the held-out loss was never finite: look for an outlier in "
-                "data, or " + remedy
+                "data"
             )
         if interrupted:
             warn(f"interrupted: returning the best of {count} epochs")
@@ -266,7 +269,8 @@ class Checkpoint(NamedTuple):
                  f"the {count - 1} before; {remedy}")  # fmt: skip
         elif diverged.any():
             lost = diverged.nonzero().flatten().tolist()
-            warn(f"members {lost} diverged, left out; {remedy}")
+            warn(f"members {lost} diverged: they keep their last checkpoint, "
+                 f"if any; {remedy}")  # fmt: skip
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
             p.data = weight
         volume = log_volume(trained)  # from nats of u to nats of x
@@ -321,12 +325,12 @@ class TrainingResult:
 
 LENGTH = 2.5  # root mean square length of the points that the layers see,
 REACH = 5.0  # unless some are further out, where a spline does not bend
-MOST, PAIRS = 2000, 5 * 10**8  # points and pairs of points looked at
+MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
 
 
 class Prepared(NamedTuple):
-    """For one member: what the points say, in the data's unit, and
-    which rows are held out. Shapes (1, d), (n, d), (m, d), (m,)."""
+    """What the points say, and which rows are held out: of one member, or
+    with an axis of members in front. Shapes (1, d), (n, d), (m, d), (m,)."""
 
     shift: torch.Tensor
     scale: torch.Tensor
@@ -354,8 +358,7 @@ def prepare(flow, sets, recipe, generators):
     trained = copy.deepcopy(flow)
     outermost = trained.outermost
     if recipe.standardize:
-        outermost.shift.copy_(found.shift)
-        outermost.scale.copy_(found.scale)
+        outermost.set(found.shift, found.scale)
     centres, held_out = (
         outermost.inverse(x.to(outermost.shift.device))[0].to(outermost.shift)
         for x in (found.centres, found.held_out)
@@ -373,7 +376,7 @@ def split_and_smooth(points, recipe, generators):
     part, the same for all members, of which none is held out.
     """
     N, m = len(points), held_out_count(len(points), recipe.valid_fraction)
-    most = min(MOST, PAIRS // N)
+    most = min(MOST, WORK // N)
     common, pool = torch.arange(0), torch.arange(N)
     if large := N - m > most:
         pool = torch.randperm(N, generator=random_generator(0, PART))
@@ -413,22 +416,24 @@ def unit_and_bandwidth(points, recipe):
     shift = torch.zeros(1, d, dtype=points.dtype)
     scales = [torch.ones_like(shift)]
     if recipe.standardize:
-        near = without_outliers(points)
-        shift = near.mean(0, keepdim=True)
-        rms = (near - shift).square().mean(0, keepdim=True).sqrt()
-        constant = (rms == 0)[0].nonzero().flatten().tolist()
-        if constant:
+        constant = (points.amax(0) == points.amin(0)).nonzero().flatten()
+        if len(constant):
             raise ValueError(
-                f"data must vary in every column, got {constant} constant "
-                "(counted from 0): leave them out"
+                "data must vary in every column, among the rows that are "
+                f"fitted: leave out {constant.tolist()} (counted from 0)"
             )
+        near = without_outliers(points)  # NaN in the place of an outlier
+        shift = near.nanmean(0, keepdim=True)
+        rms = (near - shift).square().nanmean(0, keepdim=True).sqrt()
         scales = [rms.norm().expand(1, d), rms * d**0.5]
         scales = [scale / LENGTH for scale in scales]
-        reach = [((near - shift) / a).abs().max().item() for a in scales]
+        away = (near - shift).abs().nan_to_num()
+        reach = [(away / scale).max().item() for scale in scales]
         scales = [
             scale * min(2, max(1, most / REACH))
             for scale, most in zip(scales, reach, strict=True)
         ]
+        points = points[near.isfinite().all(1)]
     elif not recipe.jitter:
         return shift, *scales, 0.0
     tried = [best_left_out((points - shift) / scale) for scale in scales]
@@ -440,10 +445,11 @@ def unit_and_bandwidth(points, recipe):
 
 
 def without_outliers(points):
-    """Without those that lie 20 times as far from the median as half of the
-    points do: they would set the unit of all others."""
-    away = (points - points.quantile(0.5, 0)).norm(dim=1)
-    return points[away <= (20 * away.quantile(0.5).item() or math.inf)]
+    """NaN in the place of numbers that lie 20 times as far from their
+    column's median as 95 % of them do: one would set the unit of all."""
+    away = (points - points.quantile(0.5, 0)).abs()
+    usual = away.quantile(0.95, 0, interpolation="higher")
+    return points.masked_fill((away > 20 * usual) & (usual > 0), math.nan)
 
 
 # Plumbing
@@ -453,26 +459,28 @@ def without_outliers(points):
 def interrupts():
     """Ctrl-C ends what is inside between two steps, where all is whole: where
     the function that is given is called. The second one ends it at once."""
-    pressed = []
+    pressed, usual = [], signal.default_int_handler
 
     def note(*_):
-        if pressed:
-            raise KeyboardInterrupt
         pressed.append(True)
+        if len(pressed) > 1:
+            raise KeyboardInterrupt
 
     def stop_if_asked():
         if pressed:
             raise KeyboardInterrupt
 
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, note) if main else None
+    ours = main and signal.getsignal(signal.SIGINT) is usual
     try:
-        yield stop_if_asked
+        if ours:
+            signal.signal(signal.SIGINT, note)
+        yield pressed, stop_if_asked
     except KeyboardInterrupt:
-        pass
+        pressed.append(True)
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        if ours:
+            signal.signal(signal.SIGINT, usual)
 
 
 def progress_bar(shown, *args, **options):
@@ -490,7 +498,7 @@ def warn(message):
 def inner(flow):
     """A copy of the flow's layers alone, without its shift and scale."""
     flow = copy.deepcopy(flow)
-    flow.outermost.shift.zero_(), flow.outermost.scale.fill_(1)
+    flow.outermost.set(0, 1)
     return flow
 
 

@@ -312,10 +312,10 @@ def test_path_leads_from_the_prior_to_the_sample(coupling, members, K, d):
 def test_points_are_shifted_before_they_are_cast():
     """So a flow in single precision has its digits far from the origin."""
     flow, x = make_flow(2, dtype=torch.float32), normal_points(50)
-    flow.outermost.shift.zero_()
+    flow.outermost.set(0, 1)
     here = flow.log_probability(x)
-    flow.outermost.shift += 2.0**24
-    there = flow.log_probability(x + 2.0**24)
+    flow.outermost.set(2.0**24 + 0.25, 1)
+    there = flow.log_probability(x + 2.0**24 + 0.25)
     torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
     assert there.dtype == torch.float32
 

@@ -169,6 +169,15 @@ def test_local_kde_has_unit_mass_and_its_samples_moments(d):
     assert_mass_and_moments(LocalKDE(draw(0, 30, d=d), 5))
 
 
+def test_the_ladder_goes_on_where_its_end_is_best():
+    """Two clusters, far apart: the reference rule is their distance."""
+    samples = draw(0, 300)
+    samples[::2, 0] += 1000
+    h = select_bandwidth(samples)
+    finer = select_bandwidth(samples, h * 2.0 ** (np.arange(-9, 9) / 4))
+    assert h < 1 and finer == h
+
+
 def test_points_that_occur_twice_do_not_choose_the_bandwidth():
     """A rounded table: its h is that of the points before the rounding, or
     the rounding's, but not the smallest candidate."""
