@@ -608,9 +608,8 @@ class CouplingLayer(nn.Module):
     first of two coordinates. coupling: "affine", g = exp(s) z2 + t with both
     s and t from the network, or "spline". members: None, or S independent
     layers in one. seed: an int, or generators to go on drawing from. hidden,
-    start: as make_network's. options: bound of AffineCoupling; bins, interval
-    of SplineCoupling. (Dinh et al. 2017, section 3; Durkan et al. 2019)
-    """
+    start: see make_network. options: bound, or bins and interval, of the
+    coupling. (Dinh et al. 2017, section 3; Durkan et al. 2019)"""
 
     def __init__(
         self, mask, members=None, coupling="affine", seed=0, hidden=32,
@@ -652,8 +651,7 @@ class AffineCoupling(nn.Module):
     """z -> exp(s) z + t, whose log-slope is s, for each coordinate alone.
 
     bound: s = bound tanh(raw / bound), which cannot exceed it; None leaves
-    it free, times a learnt number that starts at 0 (the course's layer).
-    """
+    it free, times a learnt number that starts at 0 (the course's layer)."""
 
     outputs = 2  # of the network, for each coordinate: s and t
 
@@ -771,8 +769,7 @@ class CouplingFlow(nn.Module):
     members: S flows at once; member i of seed s is the flow of seed s + i.
     dim: d >= 2. options: as CouplingLayer's. float32; after .double() float64,
     which samples need where data lie a million times their spread from 0.
-    Points are (n, d), or (S, n, d) with members: ValueError unless finite.
-    (Dinh et al. 2017; Papamakarios et al. 2021)
+    Points: (n, d) or (S, n, d), finite or ValueError. (Dinh et al. 2017)
 
     >>> flow = CouplingFlow(4, coupling="spline", seed=0)
     >>> z, log_det = flow.inverse(flow.sample(5, seed=1))
