@@ -1,8 +1,8 @@
-"""Figures: one look for the whole report, and one call a panel.
+"""Figures: one look for the whole report, a panel or a figure a call.
 
-Each function draws results that it is given on an axis that it is given;
-none of them trains or samples. ``panels`` makes the axes, ``save_figure``
-shows a figure and keeps a vector copy of it.
+`plot_...` draws on an axis that it is given, `draw_...` makes a whole figure
+of densities, flows or values; none of them trains. `save_figure` shows a
+figure with its number and caption, and keeps a vector copy of it.
 """
 
 import ast
@@ -13,6 +13,7 @@ import io
 import os
 import re
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib as mpl
@@ -26,7 +27,8 @@ from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
-from study import mean_interval
+from helpers import Grid
+from study import first_layers, grid_entropy, mean_interval
 
 WIDTH = 6.3  # inches: the printed column, so that a point is a point
 DENSITY = sns.color_palette("mako_r", as_cmap=True)
@@ -156,7 +158,8 @@ def plot_losses(ax, result, entropy=None, title=None):
     kinds = [("training", result.train_losses, "C7")]
     kinds += [("held out", result.valid_losses, "C0")]
     for label, losses, color in kinds:
-        losses = _numpy(losses).reshape(len(losses), -1)
+        losses = _numpy(losses).reshape(len(losses), -1).astype(float)
+        losses = np.nan_to_num(losses, nan=99, posinf=99).clip(max=99)
         ax.plot(losses, color=color, lw=0.3, alpha=0.4)
         ax.plot(np.median(losses, 1), color=color, lw=1.2, label=label)
     used = np.atleast_1d(_numpy(result.used_epoch))
@@ -189,14 +192,14 @@ def _images(flow, z):
 
 def plot_layers(axes, flow, path, grid):
     """One panel a layer: points colored by where they started, over the
-    images of a square grid in z. path: flow.sample_x_each_layer(...)."""
+    images of a square grid in z. path: path_of(flow, n)."""
     ticks, fine = torch.linspace(-3, 3, 13), torch.linspace(-3, 3, 200)
     lines = torch.cat([
         torch.stack([ticks[:, None].expand(13, 200), fine.expand(13, 200)], 2),
         torch.stack([fine.expand(13, 200), ticks[:, None].expand(13, 200)], 2),
     ])  # fmt: skip
-    dtype = next(flow.parameters()).dtype
-    warped = _images(flow, lines.reshape(-1, 2).to(dtype))
+    weight = next(flow.parameters(), lines)
+    warped = _images(flow, lines.reshape(-1, 2).to(weight))
     colors = origin_colors(path[0])
     for k, (ax, x, net) in enumerate(zip(axes, path, warped, strict=True)):
         curves = _numpy(net).reshape(26, 200, 2)
@@ -205,37 +208,186 @@ def plot_layers(axes, flow, path, grid):
         plot_samples(ax, x, grid, colors, title)
 
 
-def plot_intervals(ax, groups, color="C0", labels=None, log=False):
-    """A column a group: every seed's value, their mean, and its 95 %
-    interval of Student's t. groups: {label: values}."""
-    for k, (_, values) in enumerate(groups.items()):
-        values = np.asarray(values, dtype=float)
-        shade = color[k] if isinstance(color, list) else color
-        spread = np.linspace(-0.15, 0.15, len(values))
-        ax.plot(k + spread, values, "o", ms=2.5, color=shade, alpha=0.5, mew=0)
-        mean, low, high = mean_interval(values)
-        if len(values) > 1:
-            ax.plot([k + 0.28] * 2, [low, high], color=shade, lw=1.2)
-        ax.plot(k + 0.28, mean, "D", ms=3.5, color=shade)
-    ax.set_xticks(range(len(groups)), labels or [str(g) for g in groups])
-    ax.set_xlim(-0.5, len(groups) - 0.3)
-    if log:
-        ax.set_yscale("log")
+def path_of(flow, n=1000, seed=1):
+    """A sample of the prior and its images after every layer, all in the
+    unit in which the layers work: K + 1 tensors (n, 2)."""
+    *path, x = flow.sample_x_each_layer(n, seed)
+    return [*path, flow.outermost.inverse(x)[0]]
 
 
-def plot_trend(ax, table, x, y="kl", color="C0", label=None):
-    """y against x, both on log scales: every run, mean and interval."""
-    done = table[table.status == "ok"]
-    ax.plot(done[x], done[y], "o", ms=2.5, color=color, alpha=0.4, mew=0)
-    means = done.groupby(x)[y].apply(lambda v: mean_interval(v))
-    xs = means.index.to_numpy(dtype=float)
-    mean, low, high = np.array(means.tolist()).T
-    finite = np.isfinite(low)
-    ax.vlines(xs[finite], low[finite], high[finite], color=color, lw=1.2)
-    ax.plot(xs, mean, "D-", ms=3.5, lw=1, color=color, label=label)
-    ax.set(xscale="log", yscale="log")
-    ax.set_xticks(xs, [f"{v:g}" for v in xs])
-    ax.minorticks_off()
+def plot_seeds(ax, x, values, color="C0", spread=0.0, beside=0.0):
+    """Every seed's value at x, side by side over `spread`; at x + beside
+    their mean and its 95 % interval of Student's t."""
+    values = np.asarray(values, dtype=float)
+    mean, low, high = mean_interval(values)
+    at = x + spread * np.linspace(-0.5, 0.5, len(values))
+    ax.plot(at, values, "o", ms=2.5, color=color, alpha=0.4, mew=0)
+    if len(values) > 1:
+        ax.vlines(x + beside, low, high, color=color, lw=1.2)
+    ax.plot(x + beside, mean, "D", ms=3.5, color=color)
+    return mean
+
+
+def plot_curve(ax, values, color="C0", label=None, style="-"):
+    """Values (n,) against numbers, {x: values}, with a line through their
+    means."""
+    means = [plot_seeds(ax, x, v, color) for x, v in values.items()]
+    ax.plot(list(values), means, style, lw=1, color=color, label=label)
+
+
+# Whole figures
+
+
+def draw_samples(samples, color=None, **options):
+    """A panel for each of {name: points (n, 2)}, on its own limits."""
+    fig, axes = panels(1, len(samples), 6.6 / max(3, len(samples)))
+    for ax, (name, x) in zip(axes[0], samples.items(), strict=True):
+        shade = color or COLORS.get(name, "C0")
+        plot_samples(ax, x, Grid.around(x), shade, name, **options)
+    return fig
+
+
+def draw_densities(table, share="row", notes=None, grids=None, size=100):
+    """A panel for each of {row: {column: density}}. Those of a row, or of a
+    column, have the limits and the colour scale of its first density, the
+    truth. notes: {row: {column: text}} below a panel's title; grids: {row
+    (or column): Grid}."""
+    rows, columns = list(table), list(next(iter(table.values())))
+    height = min(1.65, 6.6 / len(columns))
+    fig, axes = panels(len(rows), len(columns), height)
+    for i, row in enumerate(rows):
+        for k, column in enumerate(columns):
+            key = row if share == "row" else column
+            first = table[row][columns[0]] if share == "row" else (
+                table[rows[0]][column])  # fmt: skip
+            grid = (grids or {}).get(key) or Grid.around(
+                first.sample(5000), size, 0.1
+            )
+            top = first.density(grid).flatten().quantile(0.9995).item()
+            words = [str(column)] if i == 0 else []
+            words += [notes[row][column]] if notes and notes[row] else []
+            plot_density(axes[i, k], table[row][column].density(grid), grid,
+                         top, "\n".join(words))  # fmt: skip
+        axes[i, 0].set_ylabel(row)
+    bare(axes)
+    return fig
+
+
+def draw_fits(fits, grid=None):
+    """A row for each of {label: Fit}: the losses of all seeds; the truth, the
+    flow of the seed in the middle, and their difference, on one scale."""
+    truths = [of.truth for of in fits.values()]
+    around = torch.cat([truth.sample(2000) for truth in truths])
+    grid = grid or Grid.around(around, 150, 0.1)
+    fig, axes = panels(len(fits), 4, 1.6)
+    top = max(truth.density(grid).max().item() for truth in truths)
+    for row, (label, of) in zip(axes, fits.items(), strict=True):
+        exact, image = of.truth.density(grid), of.flow.density(grid)
+        plot_losses(row[0], of.result, grid_entropy(of.truth), label)
+        drawn = [
+            plot_density(row[1], exact, grid, top, "truth"),
+            plot_density(row[2], image, grid, top, "flow"),
+            plot_difference(row[3], image, exact, grid, top / 2,
+                            "flow − truth"),
+        ]  # fmt: skip
+        bare(row[1:])
+    color_bar(fig, drawn[1], axes[:, 1:3], "p(x)")
+    color_bar(fig, drawn[2], axes[:, 3:], "")
+    handles = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc="outside lower left", ncols=4)
+    return fig
+
+
+def draw_layers(flows, kls=None):
+    """For each of {label: flow} a sample of the prior and its images after
+    every layer, over a grid that is carried along; below each the density.
+    All are in the unit of the layers. kls: {label: KL after 0, 1, ... layers}
+    for the titles."""
+    wide = 1 + max(len(flow.layers) for flow in flows.values())
+    height = min(1.5, 6.0 / wide + 0.15)
+    fig, axes = panels(2 * len(flows), wide, height)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (label, flow) in enumerate(flows.items()):
+        path = path_of(flow)
+        around = Grid.around(torch.cat(path).clamp(-5, 5), 150, margin=0)
+        above, below = axes[2 * i : 2 * i + 2, : len(path)]
+        for ax in (*above, *below):
+            ax.axis("on")
+        plot_layers(above, flow, path, around)
+        images = []
+        for k in range(len(path)):
+            stage = first_layers(flow, k)
+            stage.outermost.set(0, 1)
+            images.append(stage.density(around))
+        top = max(image.flatten().quantile(0.999) for image in images)
+        for k, image in enumerate(images):
+            plot_density(below[k], image, around, top)
+            title = above[k].get_title()
+            if kls:
+                title += f"\nKL {kls[label][k]:.2f}"
+            above[k].set_title(title)
+        bare([*above, *below])
+        above[0].set_ylabel(label)
+    return fig
+
+
+def draw_motion(path, layers):
+    """The points of a path when so many layers are applied, the last in
+    part: on the straight way. -> figure, title, text."""
+    k = min(int(layers), len(path) - 2)
+    x = path[k] + (layers - k) * (path[k + 1] - path[k])
+    around = Grid.around(torch.cat(path).clamp(-5, 5), margin=0)
+    fig, axes = panels(1, 1, 3.2, width=3.4)
+    title = f"layer {layers:.2f}" if layers else "prior"
+    plot_samples(axes[0, 0], x, around, origin_colors(path[0]), title)
+    bare(axes)
+    return fig, title, f"{layers:.2f} of {len(path) - 1} layers applied"
+
+
+def draw_curves(curves, xlabel, ylabel="KL, nats", colors=(), lines=None,
+                width=4.2, height=2.2):  # fmt: skip
+    """Values against numbers, both on log scales, {label: {x: values (n,)}}:
+    every seed's, means and intervals. lines: {label: {x: y}}, without."""
+    fig, axes = panels(1, 1, height, width=width)
+    for i, (label, values) in enumerate(curves.items()):
+        shade = dict(colors).get(label, f"C{i}")
+        plot_curve(axes[0, 0], values, shade, label)
+    for label, of in (lines or {}).items():
+        axes[0, 0].plot(list(of), list(of.values()), "k:", label=label,
+                        marker="_", ms=12)  # fmt: skip
+    axes[0, 0].set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    ticks = sorted({x for of in curves.values() for x in of})
+    axes[0, 0].set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes[0, 0].minorticks_off()
+    plain_log(axes[0, 0].yaxis)
+    if len(curves) > 1 or lines:
+        fig.legend(loc="outside right center")
+    return fig
+
+
+def draw_groups(groups, ylabel="KL, nats", colors=(), width=WIDTH, height=2.2):
+    """Every seed's value, mean and interval, on a log scale: a column for
+    each of {group: values (n,)}, or of {group: {label: values}}, side by
+    side. colors: {group or label: color}."""
+    fig, axes = panels(1, 1, height, width=width)
+    ax, named = axes[0, 0], {}
+    for k, (group, of) in enumerate(groups.items()):
+        own = of if isinstance(of, dict) else {group: of}
+        for i, (label, values) in enumerate(own.items()):
+            shade = dict(colors).get(label, f"C{i}")
+            at = k + 0.8 * ((i + 0.5) / len(own) - 0.5)
+            gap = 0.3 / len(own)
+            plot_seeds(ax, at - gap / 2, values, shade, gap, gap)
+            named[label] = shade
+    ax.set_xticks(range(len(groups)), [str(group) for group in groups])
+    ax.set(ylabel=ylabel, yscale="log", xlim=(-0.5, len(groups) - 0.5))
+    plain_log(ax.yaxis)
+    if isinstance(of, dict):
+        for label, shade in named.items():
+            ax.plot([], [], "D", ms=3.5, color=shade, label=label)
+        fig.legend(loc="outside upper center", ncols=4)
+    return fig
 
 
 def plot_graph(ax, inverse=False):
@@ -322,8 +474,12 @@ def _svg(fig):
     return re.sub(r"(?<=png;base64,)[\w+/=\s]+", lighter, text).encode()
 
 
+SHOWN = {}  # {notebook: names of its figures, in the order of their numbers}
+
+
 def save_figure(fig, name, caption="", frames=()):
-    """Show a figure with its caption, and keep it as figures/<name>.svg.
+    """Show a figure with its number and caption, and keep it as
+    figures/<name>.svg. A name is that of its notebook and its own: 01_samples.
 
     frames: [(figure, word, ...), ...] become a slider in the HTML report, of
     which fig is the still; the words are their label. The folder is
@@ -350,13 +506,36 @@ def save_figure(fig, name, caption="", frames=()):
     )
     for drawn in [fig, *(f for f, *_ in frames)]:
         plt.close(drawn)
-    if caption:
-        display(Markdown(f"*{caption}*"), metadata={"figure_caption": True})
+    book = name.partition("_")[0]
+    order = SHOWN.setdefault(book, [])
+    order += [name] * (name not in order)
+    number = f"Figure {book.lstrip('0')}.{order.index(name) + 1}"
+    words = f"*{number}. {caption}*"
+    display(Markdown(words), metadata={"figure_caption": True})
 
 
-def say(text):
-    """A sentence that carries figures from the run, as Markdown."""
-    display(Markdown(text))
+def say(text, *values, **named):
+    """A sentence, as Markdown, with values of the run in its braces."""
+    display(
+        Markdown(text.format(*values, **named) if values or named else text)
+    )
+
+
+def slider(frame, **options):
+    """In a running Jupyter frame(value), a figure and its words, under a
+    slider over the values of its one argument; elsewhere nothing."""
+    if "JPY_SESSION_NAME" not in os.environ or not find_spec("ipywidgets"):
+        return
+    from ipywidgets import SelectionSlider, interact
+
+    ((name, values),) = options.items()
+
+    def turn(**chosen):
+        fig, *words = frame(**chosen)
+        plt.close(fig), print(": ".join(words))
+        return fig
+
+    interact(turn, **{name: SelectionSlider(options=values)})
 
 
 def show_source(*objects):
@@ -378,3 +557,20 @@ def show_source(*objects):
         shown.append(source.rstrip())
         last = owner
     say("```python\n" + "\n\n".join(shown) + "\n```")
+
+
+def plot_intervals(ax, groups, color="C0", labels=None, log=False):
+    """(Until the notebooks are rewritten.)"""
+    for k, values in enumerate(groups.values()):
+        shade = color[k] if isinstance(color, list) else color
+        plot_seeds(ax, k, values, shade, 0.3, 0.28)
+    ax.set_xticks(range(len(groups)), labels or [str(g) for g in groups])
+    if log:
+        ax.set_yscale("log")
+
+
+def plot_trend(ax, table, x, y="kl", color="C0", label=None):
+    """(Until the notebooks are rewritten.)"""
+    of = {k: v[y].to_numpy() for k, v in table.groupby(x)}
+    plot_curve(ax, of, color, label)
+    ax.set(xscale="log", yscale="log")

@@ -1,9 +1,10 @@
-"""Scores, sweeps over settings, intervals and verdicts.
+"""Scores, intervals, verdicts, and sweeps over settings.
 
 Every fit is scored against the exact truth, in nats, on fresh points; every
 comparison stands on several seeds, with Student's interval.
 """
 
+import copy
 import hashlib
 import inspect
 import math
@@ -37,7 +38,7 @@ from helpers import (
     one_thread,
     random_generator,
 )
-from training import Recipe, progress_bar, train
+from training import Recipe, TrainingResult, progress_bar, train
 
 # Scores
 
@@ -105,6 +106,21 @@ def log_ratios(truth, model, n, seed):
         for part in x.split(8192)
     ]
     return torch.cat(ratios, -1)
+
+
+def first_layers(flow, k):
+    """The flow that the first k layers of a flow are: -> CouplingFlow."""
+    part = copy.deepcopy(flow)
+    part.layers = part.layers[:k]
+    return part
+
+
+def kl_by_layer(truth, flow, n=10_000, seed=0):
+    """KL(truth || what stands after 0, 1, ..., K layers): -> list, nats."""
+    return [
+        kl_divergence(truth, first_layers(flow, k), n, seed).value
+        for k in range(len(flow.layers) + 1)
+    ]
 
 
 def estimate(values):
@@ -195,6 +211,40 @@ def verdict(claim, interval):
     return f"{claim}: {answer}, {interval}"
 
 
+def in_words(interval):
+    """An interval of gains, as people say it: "better by", "worse by", or
+    "cannot tell" where it contains 0."""
+    mean, low, high = interval
+    if low > 0:
+        return f"better by {interval}"
+    if high < 0:
+        return f"worse by {Interval(-mean, -high, -low)}"
+    return f"cannot tell: [{low:.3f}, {high:.3f}]"
+
+
+def table_of_means(values):
+    """{row: {column: values (n,)}} -> DataFrame of means and intervals."""
+    return pd.DataFrame(
+        {
+            row: {column: str(mean_interval(v)) for column, v in of.items()}
+            for row, of in values.items()
+        }
+    ).T
+
+
+def table_of_gains(gains, words=in_words):
+    """{row: {column: gains (n,)}}, all of them read together (Holm) ->
+    DataFrame of what they say."""
+    flat = {(r, c): v for r, of in gains.items() for c, v in of.items()}
+    told = holm_intervals(flat)
+    return pd.DataFrame(
+        {
+            row: {column: words(told[row, column]) for column in of}
+            for row, of in gains.items()
+        }
+    ).T
+
+
 # Sweeps
 
 
@@ -248,6 +298,51 @@ def sweep(
             "settings", stacklevel=2,
         )  # fmt: skip
     return as_table(done, results)
+
+
+class Fit(NamedTuple):
+    """A setting, trained: its truth, its TrainingResult, and its runs, a row
+    a seed."""
+
+    truth: Density
+    result: TrainingResult
+    runs: pd.DataFrame
+
+    @property
+    def kl(self):
+        """KL of every seed, (S,), in nats; inf where it is not a number."""
+        return self.runs.kl.fillna(math.inf).to_numpy()
+
+    def log_kl(self, most=1.0):
+        """Of every seed. Above `most` nats a fit has failed, and by how much
+        is a matter of a few points: it counts as `most`."""
+        return np.log(self.kl.clip(max=most))
+
+    @property
+    def middle(self):
+        """The seed whose KL is in the middle."""
+        return int(self.kl.argsort()[len(self.kl) // 2])
+
+    @property
+    def flow(self):
+        """The flow of that seed."""
+        return self.result.flow.member(self.middle)
+
+
+def train_all(settings, seeds=8, points=100_000):
+    """{label: setting} -> {label: Fit}, by `sweep`. RuntimeError where a
+    setting could not be trained."""
+    table, results = sweep([*settings.values()], seeds, points=points,
+                           results=True)  # fmt: skip
+    fits = {}
+    for k, (label, setting) in enumerate(settings.items()):
+        runs = table[table.setting == k]
+        if results[k] is None:
+            raise RuntimeError(f"{label}: {[*runs.status] or 'interrupted'}")
+        gaussians = setting.get("num_gaussians", 5)
+        truth = ToyDataset(setting["dist_type"], 1, 0, gaussians).distribution
+        fits[label] = Fit(truth, results[k], runs)
+    return fits
 
 
 def as_table(done, results):

@@ -68,11 +68,12 @@ class Recipe:
     sharpened: the noise is added to sharpen(points, its width) in their place.
     average: decay of the running mean of the weights, which is what is
         validated and returned. 0: none. (Izmailov et al. 2018)
-    tolerance: return the last epoch whose held-out loss is within a standard
-        error of the best one's: among losses that a small held-out set
-        cannot tell apart, the most trained, since the rate has fallen
-        furthest there. False: the best one. (The rule of one standard error
-        is that of Breiman et al. 1984, section 3.4, who take the simplest.)
+    tolerance: return the last epoch whose held-out loss is within so many
+        standard errors of the best one's: among losses that a small held-out
+        set cannot tell apart, the most trained, since the rate has fallen
+        furthest there. 0: the best one; math.inf: the last. (The rule of one
+        standard error is that of Breiman et al. 1984, section 3.4, who take
+        the simplest.)
     valid_fraction: share of the points, drawn by the seed, that is held out.
     """
 
@@ -86,7 +87,7 @@ class Recipe:
     jitter: float = 1.5
     sharpened: bool = True
     average: float = 0.99
-    tolerance: bool = True
+    tolerance: float = 1.0
     valid_fraction: float = 0.1
 
     def __post_init__(self):
@@ -94,9 +95,10 @@ class Recipe:
         check_number(self.learning_rate, "learning_rate")
         for name in ("beta2", "warmup", "average"):
             check_number(getattr(self, name), name, below=1, or_equal=True)
-        for name in ("cosine", "shuffle", "standardize", "sharpened",
-                     "tolerance"):  # fmt: skip
+        for name in ("cosine", "shuffle", "standardize", "sharpened"):
             check_flag(getattr(self, name), name)
+        if self.tolerance not in (False, True, math.inf):
+            check_number(self.tolerance, "tolerance", or_equal=True)
         check_number(self.jitter, "jitter", or_equal=True)
         check_number(self.valid_fraction, "valid_fraction", below=1)
 
@@ -226,7 +228,7 @@ class Checkpoint(NamedTuple):
         alive = self.alive & loss.isfinite()
         better = alive & (log_p.mean(-1) > self.best.mean(-1))  # not if NaN
         best = torch.where(better[..., None], log_p, self.best)
-        take = better | (alive & no_worse(log_p, best) & recipe.tolerance)
+        take = better | (alive & no_worse(log_p, best, recipe.tolerance))
         weights = [
             torch.where(as_wide(take, p), p.detach(), w)
             for p, w in zip(flow.parameters(), self.weights, strict=True)
@@ -507,13 +509,16 @@ def log_volume(flow):
     return flow.outermost.scale.log().sum((-2, -1))
 
 
-def no_worse(log_p, best):
+def no_worse(log_p, best, tolerance=1.0):
     """Whether the mean of log_p, (..., n), is below that of best by no more
-    than a standard error of their difference; False for a single point."""
+    than so many standard errors of their difference."""
     deficit, n = best - log_p, log_p.shape[-1]
-    if n == 1:
-        return torch.zeros_like(deficit[..., 0], dtype=torch.bool)
-    return deficit.mean(-1) <= deficit.std(-1) / n**0.5
+    allowed = torch.zeros_like(deficit[..., 0])
+    if tolerance == math.inf:
+        allowed = torch.full_like(allowed, math.inf)
+    elif tolerance and n > 1:
+        allowed = tolerance * deficit.std(-1) / n**0.5
+    return deficit.mean(-1) <= allowed
 
 
 def as_wide(value, parameter):

@@ -149,7 +149,7 @@ CALLS = [
         batch_size=[0, 2.5], learning_rate=[0, INF], beta2=[-0.1, 1],
         warmup=[-0.1, 1], average=[1, True], jitter=[-0.1, INF],
         valid_fraction=[0, 1], cosine=[1], shuffle=[1], sharpened=[1],
-        tolerance=[1])),
+        tolerance=[-1, None])),
     # Scores and studies
     *[(score, dict(truth=TRUTH, model=KDE, n=9), dict(
         truth=[None], model=["Moons"], n=[1], seed=[-1]))
