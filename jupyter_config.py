@@ -8,8 +8,12 @@ ABOUT = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
 
 
 def quiet(notebook, resources=None):
-    """A notebook without progress bars, warnings and live widgets."""
+    """A notebook without progress bars, warnings and live widgets, in which
+    a cell is folded where the report folds it."""
     for cell in notebook["cells"]:
+        cell["metadata"].pop("jupyter", None)
+        if "hide-input" in cell["metadata"].get("tags", ()):
+            cell["metadata"]["jupyter"] = {"source_hidden": True}
         if cell["cell_type"] == "code":
             cell["outputs"] = [
                 out for out in cell["outputs"]
@@ -29,5 +33,5 @@ def save(model, **_):
 c = get_config()  # noqa: F821
 c.ContentsManager.pre_save_hook = save
 c.ClearMetadataPreprocessor.enabled = True
-c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"tags"}
+c.ClearMetadataPreprocessor.preserve_cell_metadata_mask = {"tags", "jupyter"}
 c.NotebookExporter.preprocessors = [quiet, CoalesceStreamsPreprocessor]
