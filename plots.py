@@ -345,24 +345,34 @@ def draw_motion(path, layers):
     return fig, title, f"{layers:.2f} of {len(path) - 1} layers applied"
 
 
-def draw_curves(curves, xlabel, ylabel="KL, nats", colors=(), lines=None,
-                width=4.2, height=2.2):  # fmt: skip
-    """Values against numbers, both on log scales, {label: {x: values (n,)}}:
-    every seed's, means and intervals. lines: {label: {x: y}}, without."""
-    fig, axes = panels(1, 1, height, width=width)
-    for i, (label, values) in enumerate(curves.items()):
-        shade = dict(colors).get(label, f"C{i}")
-        plot_curve(axes[0, 0], values, shade, label)
-    for label, of in (lines or {}).items():
-        axes[0, 0].plot(list(of), list(of.values()), "k:", label=label,
-                        marker="_", ms=12)  # fmt: skip
-    axes[0, 0].set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
-    ticks = sorted({x for of in curves.values() for x in of})
-    axes[0, 0].set_xticks(ticks, [f"{x:g}" for x in ticks])
-    axes[0, 0].minorticks_off()
-    plain_log(axes[0, 0].yaxis)
-    if len(curves) > 1 or lines:
-        fig.legend(loc="outside right center")
+def draw_curves(
+    curves, xlabel, ylabel="KL, nats", colors=(), lines=None, width=WIDTH
+):
+    """Values against numbers on log scales, {title: {label: {x: values
+    (n,)}}}, a panel a title: every seed's, means and intervals. lines:
+    {label: {x: y}}, in every panel, of which nothing scatters."""
+    fig, axes = panels(1, len(curves), 2.3, width=width, sharey=True)
+    named = {}
+    for ax, (title, of) in zip(axes[0], curves.items(), strict=True):
+        for label, values in of.items():
+            color = dict(colors).get(label, f"C{len(named)}")
+            named.setdefault(label, color)
+            plot_curve(ax, values, named[label])
+        for xs in (lines or {}).values():
+            ax.plot(list(xs), list(xs.values()), "k:", marker="_", ms=12)
+        ticks = sorted({x for values in of.values() for x in values})
+        ax.set(xscale="log", yscale="log", xlabel=xlabel, title=title)
+        ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        ax.minorticks_off()
+        plain_log(ax.yaxis)
+    axes[0, 0].set_ylabel(ylabel)
+    ax = axes[0, -1]
+    for label, color in named.items():
+        ax.plot([], [], "D-", ms=3.5, lw=1, color=color, label=label)
+    for label in lines or {}:
+        ax.plot([], [], "k:", marker="_", ms=12, label=label)
+    if len(named) > 1 or lines:
+        fig.legend(loc="outside upper center", ncols=4)
     return fig
 
 

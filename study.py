@@ -222,6 +222,13 @@ def in_words(interval):
     return f"cannot tell: [{low:.3f}, {high:.3f}]"
 
 
+def in_factors(interval):
+    """An interval of gains in log KL, as factors of the KL."""
+    mean, high, low = np.exp(np.negative(interval))
+    answer = in_words(interval).split(" by ")[0].split(":")[0]
+    return f"{answer}: × {mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def table_of_means(values):
     """{row: {column: values (n,)}} -> DataFrame of means and intervals."""
     return pd.DataFrame(
@@ -298,6 +305,23 @@ def sweep(
             "settings", stacklevel=2,
         )  # fmt: skip
     return as_table(done, results)
+
+
+def table_of_pairs(pairs, first, second):
+    """{row: (Fit, Fit)} -> DataFrame: the KL of both in nats, median and
+    range, and by what the second multiplies it (log KL, paired, Holm)."""
+    pairs = {row: tuple(pair) for row, pair in pairs.items()}
+    gains = {
+        row: {f"{second} against {first}": a.log_kl() - b.log_kl()}
+        for row, (a, b) in pairs.items()
+    }
+    table = table_of_gains(gains, in_factors)
+    for k, name in enumerate((first, second)):
+        of = [pair[k].kl for pair in pairs.values()]
+        table.insert(k, f"KL, {name}", [
+            f"{np.median(kl):.3f} ({kl.min():.3g}–{kl.max():.3g})" for kl in of
+        ])  # fmt: skip
+    return table
 
 
 class Fit(NamedTuple):
