@@ -254,6 +254,15 @@ def table_of_gains(gains, words=in_words):
 
 # Sweeps
 
+# What the course's helper file does: a free log-scale, Adam on batches of 64
+# that are never shuffled, and the last weights.
+COURSE = {
+    "bound": None, "start": "uniform", "learning_rate": 1e-3, "beta2": 0.999,
+    "batch_size": 64, "warmup": 0, "cosine": False, "standardize": False,
+    "jitter": 0, "sharpened": False, "average": 0, "shuffle": False,
+    "tolerance": math.inf,
+}  # fmt: skip
+
 
 def sweep(
     settings, seeds=8, *, points=100_000, n_jobs=-1, results=False,
@@ -367,6 +376,14 @@ def train_all(settings, seeds=8, points=100_000):
         truth = ToyDataset(setting["dist_type"], 1, 0, gaussians).distribution
         fits[label] = Fit(truth, results[k], runs)
     return fits
+
+
+def in_parallel(function, jobs, prefer="threads"):
+    """{job: function(*job)}, on all cores. prefer: "processes" where the
+    work is Python's own."""
+    run = joblib.Parallel(-1, prefer=prefer)
+    return dict(zip(jobs, run(joblib.delayed(function)(*j) for j in jobs),
+                    strict=True))  # fmt: skip
 
 
 def as_table(done, results):

@@ -322,3 +322,17 @@ def test_memory_is_bounded(N, H):
     before, mixture = peak(), helpers.GaussianMixture(samples[:5000], 0.1)
     assert mixture.log_probability(grid.points).isfinite().all()
     assert peak() - before < 100 * 1024
+
+
+def test_bandwidth_of_many_samples_is_scored_on_some_of_them():
+    """Under the estimate from all the others, not from those alone."""
+    x = toy_distribution("Moons").sample(5000, seed=1)
+    some = helpers.spaced(5000, 4000)
+    assert len(set(some.tolist())) == 4000 and some[[0, -1]].tolist() == [
+        0, 4999]  # fmt: skip
+    tried = [0.05, 0.06, 0.07, 0.09]
+    every = helpers.left_out_log_p(x, tried)
+    part = helpers.left_out_log_p(x, tried, 4000)
+    torch.testing.assert_close(part, every[:, some])
+    best = tried[int(part.mean(1).argmax())]
+    assert helpers.select_bandwidth(x, tried) == best
