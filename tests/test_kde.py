@@ -326,7 +326,7 @@ def test_memory_is_bounded(N, H):
 
 def test_bandwidth_of_many_samples_is_scored_on_some_of_them():
     """Under the estimate from all the others, not from those alone."""
-    x = toy_distribution("Moons").sample(5000, seed=1)
+    x = helpers.Moons().sample(5000, seed=1)
     some = helpers.spaced(5000, 4000)
     assert len(set(some.tolist())) == 4000 and some[[0, -1]].tolist() == [
         0, 4999]  # fmt: skip
