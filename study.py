@@ -326,10 +326,8 @@ def table_of_pairs(pairs, first, second):
     }
     table = table_of_gains(gains, in_factors)
     for k, name in enumerate((first, second)):
-        of = [pair[k].kl for pair in pairs.values()]
-        table.insert(k, f"KL, {name}", [
-            f"{np.median(kl):.3f} ({kl.min():.3g}–{kl.max():.3g})" for kl in of
-        ])  # fmt: skip
+        spreads = [pair[k].spread for pair in pairs.values()]
+        table.insert(k, f"KL, {name}", spreads)
     return table
 
 
@@ -345,6 +343,12 @@ class Fit(NamedTuple):
     def kl(self):
         """KL of every seed, (S,), in nats; inf where it is not a number."""
         return self.runs.kl.fillna(math.inf).to_numpy()
+
+    @property
+    def spread(self):
+        """Median and range of the KL, as text."""
+        kl = self.kl
+        return f"{np.median(kl):.3f} ({kl.min():.3g}–{kl.max():.3g})"
 
     def log_kl(self, most=1.0):
         """Of every seed. Above `most` nats a fit has failed, and by how much
