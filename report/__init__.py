@@ -194,7 +194,7 @@ class ReportExporter(Exporter):
         ]
         listed = self.pandoc(bare, work, "--to=plain") if bare else ""
         found = {key: {} for key in cells}
-        for key, source in map(json.loads, listed.splitlines()):
+        for key, source in map(json.loads, filter(None, listed.split("\n"))):
             cell, name = cells[key], unquote(source)
             if name.startswith(f"{key}-"):
                 name = name.removeprefix(f"{key}-")
@@ -242,7 +242,11 @@ class ReportExporter(Exporter):
                 yield new_markdown_cell(
                     cell.source, metadata=about, attachments=attached
                 )
-        if cell.cell_type != "code" or not cell.source.strip():
+        if not cell.source.strip():
+            return
+        if cell.cell_type == "raw":
+            yield new_code_cell(cell.source, metadata={"kind": "printed"})
+        if cell.cell_type != "code":
             return
         if cell.execution_count is None:
             raise Refused(f"{where} was not executed:\n{cell.source}")

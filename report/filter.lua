@@ -31,13 +31,15 @@ local function mend(code, words)
 end
 
 local function formula(el)
-  el.text = el.text:gsub("\u{E001}", ""):gsub("%s*\\label%s*%b{}", "")
-  local tag = el.text:match "\\tag%s*(%b{})"
-  el.text = el.text:gsub("%s*\\tag%s*%b{}", "")
+  local text, tags = el.text:gsub("\xEE\x80[\x81-\x83]", "")
+  text = text:gsub("%s*\\label%s*%b{}", "")
+  local tag = text:match "\\tag%s*(%b{})"
+  el.text, tags = text:gsub("%s*\\tag%s*%b{}", "")
+  if tags > 1 then refuse("TeX with two tags", text) end
   tag = tag and tag:sub(2, -2)
   local plain = el:clone()
   el.text = el.text:gsub("\\operatorname%s*{", "%0\u{E001}")
-  local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, "typst")
+  text = pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, "typst")
   if not text:match "^%$.*%$%s*$" then
     refuse("TeX unknown to pandoc", plain.text)
   end
@@ -104,7 +106,7 @@ end
 
 -- A figure; on the screen with frames, where it has some, for page.html.
 local function figure(cell, blocks)
-  local about = figures[place(notebook, cell.attributes.figure)]
+  local about = figures[cell.identifier]
   local image = blocks:remove(1).content[1]
   image.caption = pandoc.Inlines(stringify(blocks))
   local number = pandoc.Strong(about.text .. ".")
@@ -169,7 +171,8 @@ local function name_all(cell)
   if shown then
     local number = fresh(book:match "^0*(%d*)"):gsub("^%-", "")
     local text = "Figure " .. number:gsub("%-", ".")
-    figures[place(book, shown)] = {id = "Figure-" .. number, text = text}
+    figures[cell.identifier] = {id = "Figure-" .. number, text = text}
+    figures[place(book, shown)] = figures[cell.identifier]
   end
 end
 

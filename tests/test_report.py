@@ -442,6 +442,18 @@ INTO = {
 INTO["picture that runs"]["cells"][0].outputs[0].data = {
     "image/svg+xml": SVG % SCRIPT
 }
+INTO |= {
+    "pictures of the web alone": dict(
+        cells=[text("said ![](https://x.invalid/x.png)")]
+    ),
+    "a figure's name twice": dict(
+        cells=[
+            code("f", figure("A"), figure("a"), figure("a")),
+            text("[said](#a)"),
+        ]
+    ),
+    "a raw cell": dict(cells=[v4.new_raw_cell("said #panic() " + SCRIPT)]),
+}
 LINKS = r"https?://x\.invalid/|mailto:|#"
 
 
@@ -498,10 +510,15 @@ def test_no_other_file_becomes_a_picture(source, exporter, tmp_path):
 def test_pictures_of_the_folder_are_shown(tmp_path):
     folder = tmp_path / "Größe: 'a' 日"
     (folder / "b c").mkdir(parents=True)
-    (folder / "b c" / "ö (1).png").write_bytes(base64.b64decode(png()))
+    (folder / "b c" / "ö\u2028\xa0(1).png").write_bytes(
+        base64.b64decode(png())
+    )
     (folder / "c.svg").write_text(SVG % "", "utf-8")
     cells = [
-        text("![a](<b c/ö (1).png>) ![b](b%20c/ö%20(1).png) ![c](./c.svg)")
+        text(
+            "![a](<b c/ö\u2028\xa0(1).png>) ![c](./c.svg) "
+            "![b](b%20c/ö%E2%80%A8%C2%A0(1).png)"
+        )
     ]
     pdf = PdfReader(io.BytesIO(export(cells, path=folder)))
     assert len(pdf.pages[0].images) >= 1
@@ -518,6 +535,7 @@ def test_pictures_of_the_folder_are_shown(tmp_path):
     (code("t", shown(text_markdown="|a|b|\n|-|-|\n|1\n2|3|")), "got |1"),
     (code("f", figure(frames=[{"label": "x", "png": "no"}])), "a frame of a_"),
     (code("f", shown(image_png="no")), "a picture must be"),
+    (text(r"$$ x \tag{1} \tag{2} $$"), "TeX with two tags"),
     (text("$" + "x^{" * 30 + "x" + "}" * 30 + "$"), "pandoc took over 3 s"),
 ])  # fmt: skip
 def test_what_would_be_lost_is_refused_with_its_cell(exporter, cell, message):
