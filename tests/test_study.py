@@ -418,9 +418,9 @@ def test_two_sweeps_at_once_share_a_folder(monkeypatch, folder, serial):
     other = folder.parent / "other"
     other.mkdir()
     for name in ("checks.py", "helpers.py", "training.py", "study.py"):
-        source = (ROOT / name).read_text()
+        source = (ROOT / name).read_text("utf-8")
         source = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
-        (other / name).write_text(source)
+        (other / name).write_text(source, "utf-8")
     code = "from study import sweep; print(sweep(%r, n_jobs=1, **%r).kl.sum())"
     command = [sys.executable, "-c", code % (SETTINGS, OPTIONS)]
     jobs = [
