@@ -13,6 +13,7 @@ import io
 import os
 import re
 import textwrap
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.patches import FancyBboxPatch
 
+from checks import brief
 from helpers import Grid
 from study import first_layers, grid_entropy, mean_interval
 
@@ -493,13 +495,26 @@ def save_figure(fig, name, caption="", frames=()):
 
     frames: [(figure, word, ...), ...] become a slider in the HTML report, of
     which fig is the still; the words are their label. The folder is
-    $FIGURES, where that is set. The output's metadata are for the report;
-    its digest says that the vector copy is of this run.
+    $FIGURES, where that is set; where it is empty or cannot be written, no
+    copy is kept. The output's metadata are for the report; its digest says
+    that the vector copy is of this run.
     """
-    here = Path(__file__).parent / "figures"
-    folder, svg = Path(os.environ.get("FIGURES", here)), _svg(fig)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.svg").write_bytes(svg)
+    if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
+        raise ValueError(
+            f"name must be of letters, digits, _ and -, got {brief(name)}"
+        )
+    folder, svg = os.environ.get("FIGURES", "figures"), _svg(fig)
+    try:
+        if folder:
+            path = Path(__file__).parent / folder / f"{name}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(svg)
+    except (OSError, ValueError) as error:
+        warnings.warn(
+            "FIGURES must be a folder to write to, got "
+            f"{brief(folder)}, so no vector copy of {name} is kept: {error}",
+            stacklevel=2,
+        )
     about = {"figure": name, "caption": caption}
     about["svg"] = hashlib.sha256(svg).hexdigest()[:16]
     if frames:

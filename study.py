@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import math
 import os
+import tempfile
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -279,8 +280,9 @@ def sweep(
     -> (table, a TrainingResult a setting, None for a failure).
     The settings run in n_jobs processes (-1: one a core), or where
     joblib.parallel_config sends them, and are kept in runs/, or $RUNS, as
-    soon as they are ready; with RUNS empty nothing is, nor is a density of a
-    class of your own. A KeyboardInterrupt returns those that were ready.
+    soon as they are ready; where that is empty or cannot be written nothing
+    is, nor is a density of a class of your own. A KeyboardInterrupt returns
+    those that were ready.
 
     >>> setting = {"dist_type": "Moons", "num_layers": 1, "epochs": 2}
     >>> table = sweep([setting], seeds=2, points=100, progress=False)
@@ -501,6 +503,16 @@ class Memory:
     def __init__(self, seeds, points):
         folder = os.environ.get("RUNS", "runs")
         self.on = bool(folder)
+        try:
+            if self.on:
+                (HERE / folder).mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=HERE / folder).close()
+        except (OSError, ValueError) as error:
+            self.on = False
+            warnings.warn(
+                f"RUNS must be a folder to write to, got {brief(folder)}, so "
+                f"this sweep is not remembered: {error}", stacklevel=3,
+            )  # fmt: skip
         if self.on and digest_of_sources() != IMPORTED:
             self.on = False
             warnings.warn(

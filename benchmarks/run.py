@@ -24,7 +24,7 @@ import tables  # noqa: E402
 def machine():
     """One line that says what was measured on."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
+    text = info.read_text("utf-8") if info.exists() else ""
     model = re.search(r"model name\s*: (.*)|$", text)[1] or platform.machine()
     return f"""{model}, {os.cpu_count()} cores, one thread used; Python
 {platform.python_version()}, torch {version("torch")}."""
@@ -47,4 +47,4 @@ CPU time of one process; contenders take turns. Cells are the median
 """
     print(text)
     if not quick:
-        (HERE / "RESULTS.md").write_text(text)
+        (HERE / "RESULTS.md").write_text(text, "utf-8")

@@ -20,7 +20,14 @@ import nbformat
 import papermill
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from report import HERE, Refused, ReportExporter, ReportHTMLExporter
+from report import (
+    HERE,
+    Refused,
+    ReportExporter,
+    ReportHTMLExporter,
+    brief,
+    check,
+)
 
 NAMES = ["01_kde.ipynb", "02_coupling_math.ipynb", "03_train_flows.ipynb",
          "04_depth_size_complexity.ipynb"]  # fmt: skip
@@ -31,7 +38,7 @@ def literal(text):
     """A value as Python has it; anything else is a string."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -39,11 +46,25 @@ def suits(value, default):
     """Whether a value is of the default's type, and positive if that is."""
     if isinstance(default, (list, tuple)):
         right = isinstance(value, (list, tuple)) and len(value) > 0
-        return right and all(suits(item, default[0]) for item in value)
-    if isinstance(default, (bool, str)):
+        items = value if default else ()  # of no item, any will do
+        return right and all(suits(item, default[0]) for item in items)
+    if isinstance(default, bool) or not isinstance(default, (int, float)):
         return type(value) is type(default)
     number = type(value) in (int, type(default))
     return number and (value > 0 or default <= 0)
+
+
+def read(path):
+    """A notebook, or what is wrong with its file."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except OSError:
+        raise
+    except Exception as error:  # cut off, not UTF-8, no notebook: many names
+        what = f"is not a whole notebook: {brief(error)}"
+        raise Refused(f"{path.name} {what}") from None
+    check(notebook, path.name)
+    return notebook
 
 
 def choose(options, paths):
@@ -68,6 +89,8 @@ def choose(options, paths):
 @joblib.delayed  # in a process, which on an interrupt ends its kernel
 def execute(path, values, work):
     """Its path, and a notebook as a run of a copy in work leaves it."""
+    os.environ["FIGURES"] = str(work / "figures")  # the kernel's too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
     try:
         return path, papermill.execute_notebook(
             path, work / path.name, values[path], kernel_name="python3",
@@ -79,58 +102,61 @@ def execute(path, values, work):
 
 
 def merge(notebooks):
-    """{file name: notebook} as one, behind a summary of all."""
-    summary, cells, changed = [], [], []
+    """{file name: notebook} as one, behind a summary of all; and, for the
+    exporters, what is to be said of it."""
+    summary, cells, changed, places = [], [], [], {}
+
+    def add(to, cell, *place):
+        cell = copy.deepcopy(cell)
+        cell.id = f"cell-{len(places)}"
+        places[cell.id] = place
+        to.append(cell)
+
     for name, notebook in notebooks.items():
-        title = re.search("^# (.*)", notebook.cells[0].source)
         found = []
         for number, cell in enumerate(notebook.cells, 1):
-            cell.metadata["place"] = [name, number]
+            add(cells, cell, name, number, None)
             tags = cell.metadata.get("tags", ())
             if "summary" in tags:  # its first section, without a heading
+                add(found, cell, name, number, "summary")
                 parts = re.split(r"(?m)^#+ .*$", cell.source)
-                found.append(copy.deepcopy(cell))
                 found[-1].source = next(filter(str.strip, parts), "")
-                found[-1].metadata["summary"] = True
             if "injected-parameters" in tags:
                 lines = ", ".join(re.findall("(?m)^[A-Z].*", cell.source))
-                changed.append(f"Other parameters in {name}: `{lines}`\n")
+                changed.append([name, lines])
         if found:
             text = "" if summary else "# Summary\n\n"
-            text += f"### [{title[1]}]({name})"
-            summary += [new_markdown_cell(text), *found]
-        cells += notebook.cells
-    contents = new_markdown_cell("", metadata={"kind": "contents"})
-    cells = [*summary, contents, *cells]
-    for number, cell in enumerate(cells):
-        cell.id = f"cell-{number}"
-    about = {"title": TITLE, "pagetitle": TITLE, "include-before": changed}
-    return new_notebook(cells=cells, metadata={"report": about})
+            head = new_markdown_cell(f"{text}### []({name})")
+            add(summary, head, "summary", 0, None)
+            summary += found
+    add(summary, new_markdown_cell(""), "contents", 0, "contents")
+    about = {"title": TITLE, "pagetitle": TITLE, "changed": changed}
+    return new_notebook(cells=summary + cells), about | {"places": places}
 
 
 def bind(options, work):
-    """{path: bytes} of the report."""
+    """{file name: bytes} of the report."""
     folder = options.notebooks.resolve()
     paths = [folder / name for name in NAMES]
     for path in sorted({*folder.glob("*.ipynb")} - {*paths}):
         print(f"left out: {path.name}", file=sys.stderr)
-    if options.execute or options.p:
-        os.environ["FIGURES"] = str(work / "figures")  # the kernels' too
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
+    done = {path: read(path) for path in paths}
+    about = {"metadata": {"path": str(folder)}}
+    run = options.execute or options.p
+    if run:
         values = choose(options.p, paths)
         jobs = (execute(paths[k], values, work) for k in (3, 0, 2, 1))
-        done = dict(joblib.Parallel(2)(jobs))  # the longest first
-    else:
-        done = {path: nbformat.read(path, as_version=4) for path in paths}
-    report = merge({path.name: done[path] for path in paths})
-    about = {"metadata": {"path": str(folder)}}
+        done |= dict(joblib.Parallel(2)(jobs))  # the longest first
+    report, about["report"] = merge({path.name: done[path] for path in paths})
+    if run:
+        about["report"]["figures"] = work / "figures"
 
     @joblib.delayed
     def export(kind):
         exporter = kind(code=options.code)
         data, _ = exporter.from_notebook_node(report, about)
         data = data if isinstance(data, bytes) else data.encode()
-        return options.output / f"report{exporter.file_extension}", data
+        return f"report{exporter.file_extension}", data
 
     jobs = map(export, (ReportExporter, ReportHTMLExporter))
     return dict(joblib.Parallel(2, prefer="threads")(jobs))
@@ -148,14 +174,19 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
-            for path, data in bind(options, Path(work)).items():
-                path.with_suffix(".new").write_bytes(data)
-                path.with_suffix(".new").replace(path)
+        with tempfile.TemporaryDirectory(  # of its own: two may run at once
+            prefix="report.", dir=options.output, ignore_cleanup_errors=True
+        ) as work:
+            made = bind(options, Path(work).resolve())
+            for name, data in made.items():
+                Path(work, name).write_bytes(data)
+            for name, data in made.items():
+                path = Path(work, name).replace(options.output / name)
                 print(f"{path}  {len(data) / 1e6:.1f} MB")
     except (Refused, OSError, KeyboardInterrupt) as error:
         sys.exit(f"error: {str(error) or 'stopped'}; the last report stays")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # any path is printed
     main()

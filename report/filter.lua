@@ -1,6 +1,6 @@
 -- Cells, as __init__.py laid them out, become a document.
 local typst, stringify = FORMAT == "typst", pandoc.utils.stringify
-local where, notebook, cover, meta = "", "", nil, {}
+local where, notebook, cover, meta, pictures = "", "", nil, {}, {}
 
 local function refuse(why, text)
   error(("REFUSED %s: %s: %s"):format(where, why, text:gsub("%s+", " ")), 0)
@@ -24,34 +24,53 @@ local mended = {
   {"#h%(%-1em%)", "#h(-0.167em)"},  -- \!
 }
 
+-- Words in quotes, as of \text, stay as they are.
+local function mend(code, words)
+  for _, pair in ipairs(mended) do code = code:gsub(pair[1], pair[2]) end
+  return code .. words:gsub('^"\u{E001}(.*)"$', 'op("%1")')
+end
+
 local function formula(el)
-  local tag = el.text:match "\\tag%s*{([^}]*)}"
-  el.text = el.text:gsub("%s*\\tag%s*%b{}", "")
-  if not typst and el.mathtype == "InlineMath" then return el end
+  local text, tags = el.text:gsub("\xEE\x80[\x81-\x83]", "")
+  text = text:gsub("%s*\\label%s*%b{}", "")
+  local tag = text:match "\\tag%s*(%b{})"
+  el.text, tags = text:gsub("%s*\\tag%s*%b{}", "")
+  if tags > 1 then refuse("TeX with two tags", text) end
+  tag = tag and tag:sub(2, -2)
+  local plain = el:clone()
+  el.text = el.text:gsub("\\operatorname%s*{", "%0\u{E001}")
+  text = pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, "typst")
+  if not text:match "^%$.*%$%s*$" then
+    refuse("TeX unknown to pandoc", plain.text)
+  end
+  if not typst and plain.mathtype == "InlineMath" then return plain end
   if not typst then
     local number = tag and "(" .. tag .. ")" or ""
-    local scroll = pandoc.Span(el, {class = "formula"})
+    local scroll = pandoc.Span(plain, {class = "formula"})
     return pandoc.Span({scroll, number}, {class = "equation"})
   end
-  for command in el.text:gmatch "\\%a+[.*]?" do
+  for command in plain.text:gmatch "\\%a+[.*]?" do
     if wrong:find(command:gsub("%p", "%%%0") .. "%f[%s]") then
-      refuse("TeX that would come out wrong", el.text)
+      refuse("TeX that would come out wrong", plain.text)
     end
   end
-  el.text = el.text:gsub("\\operatorname%s*{", "%0\u{E001}")
-  local text = pandoc.write(pandoc.Pandoc{pandoc.Plain{el}}, "typst")
-  if not text:match "^%$" then refuse("TeX unknown to pandoc", el.text) end
-  for _, pair in ipairs(mended) do text = text:gsub(pair[1], pair[2]) end
+  text = text:gsub('\\["\\]', {['\\"'] = "\u{E002}", ["\\\\"] = "\u{E003}"})
+  text = text:gsub('([^"]*)("?[^"]*"?)', mend)
+  text = text:gsub("\u{E002}", '\\"'):gsub("\u{E003}", "\\\\")
+  tag = tag and tag:gsub('["\\]', "\\%0")
   if tag then text = ('#tagged("%s", %s)'):format(tag, text) end
   return pandoc.RawInline("typst", text)
 end
 
--- Links. places[place] = {id =, text =}; a heading's words, its anchor in
--- Jupyter and that on GitHub make the same place.
+-- Links. places[place] = {id =, title =}; a heading's words, its anchor in
+-- Jupyter and that on GitHub make the same place: letters of all alphabets
+-- and digits, without ASCII's, Latin-1's and general punctuation.
 
-local places, count = {}, {}
+local places, figures, count = {}, {}, {}
 local function place(book, anchor)
-  return book .. "#" .. anchor:lower():gsub("[^%w]", "")
+  local letters = pandoc.text.lower(anchor):gsub("[\1-/:-@%[-`{-\127]", "")
+  letters = letters:gsub("\xC2[\x80-\xBF]", "")
+  return book .. "#" .. letters:gsub("\xE2[\x80\x81][\x80-\xBF]", "")
 end
 
 local function fresh(name)
@@ -60,13 +79,25 @@ local function fresh(name)
 end
 
 local function link(el)
-  if el.target:match "^https?://" or el.target:match "^mailto:" then return end
-  local book, anchor = el.target:match "^([^#]*)#?(.*)$"
+  local target = el.target
+  if target:lower():match "^https?://" or target:lower():match "^mailto:" then
+    return
+  end
+  local decoded = target:gsub("%%(%x%x)", function(hex)
+    return string.char(tonumber(hex, 16))
+  end)
+  target = utf8.len(decoded) and decoded or target
+  local book, anchor = target:match "^([^#]*)#?(.*)$"
   book = book == "" and notebook or book:gsub("^%./", "")
-  local found = places[place(book, anchor)]
+  local key = place(book, anchor)
+  local found = figures[key] or places[key]
   if found and found.text then  -- a figure: its number after the words
     return el.content .. {" (", pandoc.Link(found.text, "#" .. found.id), ")"}
-  elseif found then return pandoc.Link(el.content, "#" .. found.id) end
+  elseif #el.content == 0 then  -- a notebook: by its title
+    if not found then return pandoc.Str(book) end
+    el.content = found.title
+  end
+  if found then return pandoc.Link(el.content, "#" .. found.id) end
   if meta.title and book:match "%.ipynb$" then
     refuse("a link that leads to no place", el.target)
   end
@@ -75,16 +106,17 @@ end
 
 -- A figure; on the screen with frames, where it has some, for page.html.
 local function figure(cell, blocks)
-  local about = places[place(notebook, cell.attributes.figure)]
+  local about = figures[cell.identifier]
   local image = blocks:remove(1).content[1]
   image.caption = pandoc.Inlines(stringify(blocks))
   local number = pandoc.Strong(about.text .. ".")
-  blocks[1] = blocks[1] or pandoc.Plain{}
+  local first = blocks[1] and blocks[1].t
+  if first ~= "Para" then blocks:insert(1, pandoc.Para{}) end
   blocks[1].content = pandoc.Inlines{number, " "} .. blocks[1].content
   local images = pandoc.Inlines{image}
   for _, frame in ipairs(pandoc.json.decode(cell.attributes.frames)) do
     local source = "data:image/png;base64," .. frame.png
-    local attr = {class = "frame", label = frame.label}
+    local attr = {class = "frame", label = tostring(frame.label)}
     if not typst then images:insert(pandoc.Image("", source, "", attr)) end
   end
   if meta.title and cell.attributes.figure:match "^0[34]_overview$" then
@@ -98,7 +130,8 @@ end
 local content = {
   Math = formula, Link = link,
   Image = function(el)  -- nothing is fetched
-    if el.src:match "^%a+://" then return pandoc.Link(el.src, el.src) end
+    if pictures[el.src] then el.src = pictures[el.src] return el end
+    return pandoc.Link(el.src, el.src)
   end,
   Str = function(el)
     if el.text:match "^\\begin{" then refuse("TeX without $$", el.text) end
@@ -120,14 +153,16 @@ local function blocks_of(cell)
   return typst and {} or {open, block, html "</details>"}
 end
 
+local unlisted = {Results = true, ["Try this"] = true, References = true}
+
 local function name_all(cell)
   local book, shown = cell.attributes.notebook, cell.attributes.figure
   cell.content = cell.content:walk{Header = function(el)
     el.identifier = fresh(el.identifier)
-    local here, top = {id = el.identifier}, place(book, "")
+    local here, top = {id = el.identifier, title = el.content}, place(book, "")
     if el.level == 1 and places[top] then el.level = 2 end
-    if ("Results Try this References"):find(stringify(el), 1, true) then
-      el.classes = {"unlisted", "unnumbered"}  -- not in the contents
+    if unlisted[stringify(el)] then  -- not in the contents
+      el.classes = {"unlisted", "unnumbered"}
     end
     places[top] = places[top] or here
     places[place(book, stringify(el))] = here
@@ -136,20 +171,47 @@ local function name_all(cell)
   if shown then
     local number = fresh(book:match "^0*(%d*)"):gsub("^%-", "")
     local text = "Figure " .. number:gsub("%-", ".")
-    places[place(book, shown)] = {id = "Figure-" .. number, text = text}
+    figures[cell.identifier] = {id = "Figure-" .. number, text = text}
+    figures[place(book, shown)] = figures[cell.identifier]
   end
 end
 
+-- For Python: a line for each picture, of which cell it is, and its source.
+local function list(cells)
+  local lines = pandoc.List{}
+  for _, cell in ipairs(cells) do
+    cell:walk{Image = function(el)
+      local web = el.src:lower():match "^https?://"
+      if not web then
+        lines:insert(pandoc.json.encode{cell.identifier, el.src})
+      end
+    end}
+  end
+  return pandoc.Pandoc{pandoc.RawBlock("plain", table.concat(lines, "\n"))}
+end
+
 function Pandoc(doc)
-  for field, value in pairs(doc.meta) do meta[field] = value end
-  meta.code = stringify(meta.code)
+  if FORMAT == "plain" then return list(doc.blocks) end
+  meta = doc.meta.jupyter.report or {}
+  local before = pandoc.List{}
+  for _, changed in ipairs(meta.changed or {}) do
+    local said = "Other parameters in " .. changed[1] .. ": "
+    before:insert(pandoc.MetaInlines{pandoc.Str(said), pandoc.Code(changed[2])})
+  end
   for _, cell in ipairs(doc.blocks) do name_all(cell) end
   local done = pandoc.Blocks{}
   for _, cell in ipairs(doc.blocks) do
     where, notebook = cell.attributes.where, cell.attributes.notebook
-    if typst then done:insert(pandoc.RawBlock("typst", "// " .. where)) end
-    done:extend(blocks_of(cell))
+    pictures = pandoc.json.decode(cell.attributes.pictures or "{}")
+    local mark = pandoc.RawBlock("typst", "// " .. cell.identifier)
+    if typst then done:insert(mark) end
+    local ok, blocks = pcall(blocks_of, cell)
+    if not ok and tostring(blocks):match "REFUSED" then error(blocks, 0) end
+    if not ok then refuse("cannot be laid out", tostring(blocks)) end
+    done:extend(blocks)
   end
-  if cover then meta["include-before"]:insert(cover) end
-  return pandoc.Pandoc(done, meta)
+  if cover then before:insert(cover) end
+  return pandoc.Pandoc(done, {
+    title = meta.title, pagetitle = meta.pagetitle, ["include-before"] = before,
+  })
 end

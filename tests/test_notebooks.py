@@ -59,7 +59,7 @@ def test_notebook_is_committed_as_it_ran(path):
 def test_report_with_other_parameters_and_no_network(tmp_path):
     """Every notebook runs to its end at other settings, and fetches
     nothing."""
-    known = "".join(path.read_text() for path in PATHS)
+    known = "".join(path.read_text("utf-8") for path in PATHS)
     options = [o for k, v in OTHER.items() if f'"{k} = ' in known
                for o in ("-p", k, str(v))]  # fmt: skip
     command = [sys.executable, "-m", "report", "--execute",
@@ -82,7 +82,7 @@ def test_report_with_other_parameters_and_no_network(tmp_path):
 
 def rows_between(marker):
     """The cells of each row of a README table between its comments."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text("utf-8")
     table = text.split(f"<!-- {marker} -->")[1].split("<!--")[0]
     rows = [row.split("|")[1:-1] for row in table.splitlines() if "|" in row]
     assert len(rows) >= 6
@@ -103,7 +103,7 @@ def test_readme_shows_what_the_notebook_printed():
 
 
 def test_readme_on_your_own_data_runs_as_it_is_pasted(tmp_path):
-    text = (ROOT / "README.md").read_text().split("own data -->")[1]
+    text = (ROOT / "README.md").read_text("utf-8").split("own data -->")[1]
     code = text.split("```python\n")[1].split("```")[0]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env,
@@ -117,7 +117,7 @@ def test_readme_on_your_own_data_runs_as_it_is_pasted(tmp_path):
 
 def test_readme_shows_what_the_benchmark_printed():
     """Each ratio and error in the row of the flow or library it is of."""
-    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8")
     for name, *cells in rows_between("bench"):
         library, _, flow = re.sub("'s|`|, h.*", "", name).partition(" ÷ ")
         course = name.startswith("the ")

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 
 import nbformat
 import pytest
@@ -65,9 +67,10 @@ def words(made):
     return [re.sub(r"\s", "", page.extract_text()) for page in pages]
 
 
-def export(cells, exporter=ReportExporter, **options):
-    about = {"metadata": {"name": "07_other", "path": "/nowhere/notebooks"}}
-    notebook = v4.new_notebook(cells=cells)
+def export(cells, exporter=ReportExporter, metadata=None, name="07_other",
+           path="/nowhere/notebooks", **options):  # fmt: skip
+    about = {"metadata": {"name": name, "path": str(path)}}
+    notebook = v4.new_notebook(cells=cells, metadata=metadata or {})
     return exporter(**options).from_notebook_node(notebook, about)[0]
 
 
@@ -89,7 +92,7 @@ class Desk:
         """-> what it said when it gave up, or on stderr."""
         places = "--output", str(self.path), "--notebooks", str(self.path)
         try:
-            main([*options, *places])
+            main([*places, *options])
         except SystemExit as error:
             return str(error)
         return self.capsys.readouterr().err
@@ -319,8 +322,9 @@ def test_a_committed_notebook_is_saved_as_it_was(desk, server):
     assert desk.read(NAMES[0]).decode() == committed
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    profile = tmp_path_factory.mktemp("browser")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     driver = shutil.which("chromedriver")
     if not (chromium and driver):
@@ -329,12 +333,357 @@ def browser(tmp_path):
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in "headless=new", "no-sandbox", f"user-data-dir={tmp_path}/c":
+    for flag in "headless=new", "no-sandbox", f"user-data-dir={profile}":
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield opened
     opened.quit()
+
+
+TYPST = ') #panic("in") //'
+SCRIPT = "<script>document.title = 'taken'</script>"
+SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"
+  onload="alert()">%s<rect width="50" height="20" fill="red"/></svg>"""
+INTO = {
+    "notebook metadata": dict(
+        cells=[text("said")],
+        metadata={
+            "report": {"header-includes": SCRIPT, "title": "taken"},
+            "header-includes": SCRIPT,
+            "title": SCRIPT,
+        },
+    ),
+    "cell metadata": dict(
+        cells=[
+            text("said", place=["x\n#panic()\n//", 1], kind="figure"),
+            code("said", place=["x\n#panic()\n//", 1], summary=True),
+        ],
+    ),
+    "file name": dict(cells=[text("said")], name="x\n#panic()\n" + SCRIPT),
+    "tag": dict(
+        cells=[
+            text(f'$$ x \\tag{{1", $b${TYPST}}} $$ said'),
+            text('$x \\tag{2"\\}$ said'),
+        ]
+    ),
+    "words in a formula": dict(
+        cells=[
+            text(
+                "$\\textbf{parallel " + TYPST + '} \\label{parallel "a}$ said'
+            ),
+            text('$\\operatorname{parallel} \\text{"a dot.circle}$ said'),
+        ]
+    ),
+    "links": dict(
+        cells=[
+            text(
+                "[said](javascript:alert(1)) [b](JavaScript:alert(1)) "
+                "[c](data:,x) <javascript:alert(1)> [d](//x.invalid) "
+                "[e](file:///etc/hostname) "
+                '[f](/etc/hostname) [g](http://x.invalid/")#panic()//) '
+                "[h](02_x.ipynb) [i](../x.html#y)"
+            )
+        ]
+    ),
+    "caption": dict(
+        cells=[
+            code(
+                "f",
+                figure(
+                    caption=f"- said {SCRIPT} [b](javascript:x)\n- `#panic()`"
+                ),
+            )
+        ]
+    ),
+    "figure's name": dict(
+        cells=[
+            code(
+                "f",
+                figure(f'x"{TYPST}\n#panic()'),
+                shown(text_markdown="said"),
+            )
+        ]
+    ),
+    "frames": dict(
+        cells=[
+            code(
+                "f",
+                figure(frames=[{"label": f'"{SCRIPT}', "png": png()}]),
+                shown(text_markdown="said"),
+            )
+        ]
+    ),
+    "picture that runs": dict(
+        cells=[code("f", shown(image_svg_xml="")), text("said")]
+    ),
+    "HTML and raw Typst": dict(
+        cells=[
+            text(
+                HOSTILE + "\n\n```{=typst}\n#panic()\n```\n\n<div onclick=x>"
+                "<img src=x onerror=alert()></div>\n\nsaid"
+            ),
+            code("x", shown(text_html=SCRIPT, text_plain="said")),
+        ]
+    ),
+    "deep": dict(cells=[text("said\n\n" + "> " * 12 + "x"), text("[" * 99)]),
+    "lone surrogate and NUL": dict(cells=[text("said \ud800 \0")]),
+    "language": dict(cells=[text("said")], metadata={"language": 5}),
+    "another caption": dict(
+        cells=[
+            code(
+                "f",
+                figure(),
+                shown({"figure_caption": True}, text_markdown="said"),
+            )
+        ]
+    ),
+}
+INTO["picture that runs"]["cells"][0].outputs[0].data = {
+    "image/svg+xml": SVG % SCRIPT
+}
+INTO |= {
+    "pictures of the web alone": dict(
+        cells=[text("said ![](https://x.invalid/x.png)")]
+    ),
+    "a figure's name twice": dict(
+        cells=[
+            code("f", figure("A"), figure("a"), figure("a")),
+            text("[said](#a)"),
+        ]
+    ),
+    "a raw cell": dict(cells=[v4.new_raw_cell("said #panic() " + SCRIPT)]),
+}
+LINKS = r"https?://x\.invalid/|mailto:|#"
+
+
+@pytest.mark.parametrize("case", INTO)
+def test_nothing_of_a_notebook_runs(case, tmp_path, request):
+    """It is words, in the PDF and on the page."""
+    pdf = export(**INTO[case])
+    assert "said" in "".join(words(pdf))
+    for page in PdfReader(io.BytesIO(pdf)).pages:
+        for link in page.get("/Annots", ()):
+            action = link.get_object().get("/A", {})
+            assert re.match(LINKS, action.get("/URI", "#"))
+    made = tmp_path / "page.html"
+    made.write_text(export(exporter=ReportHTMLExporter, **INTO[case]), "utf-8")
+    browser = request.getfixturevalue("browser")
+    browser.get(made.as_uri())
+    title, scripts, names, links, loaded, said = browser.execute_script("""
+        const all = [...document.querySelectorAll("*")];
+        return [document.title, document.scripts.length,
+                all.flatMap((e) => e.getAttributeNames()),
+                all.filter((e) => e.hasAttribute("href"))
+                   .map((e) => e.getAttribute("href")),
+                performance.getEntriesByType("resource").map((e) => e.name),
+                document.body.innerText]""")
+    assert title == ("07_other" if case != "file name" else title)
+    assert "taken" != title and scripts == 1 and "said" in said
+    assert not [name for name in names if name.startswith("on")]
+    assert all(re.match(LINKS, link) for link in links)
+    assert not [name for name in loaded if not name.startswith("data:")]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("exporter", [ReportExporter, ReportHTMLExporter])
+@pytest.mark.parametrize("source", [
+    "javascript://x", "//x.invalid/x.png", "{tmp}/out.png", "../out.png",
+    "..%2Fout.png", "file://{tmp}/out.png", "link.png", "data:image/png,x",
+    "attachment:none.png", "in.txt", "cut.png", "loads.svg", "C:/out.png",
+])  # fmt: skip
+def test_no_other_file_becomes_a_picture(source, exporter, tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    whole = base64.b64decode(png())
+    (tmp_path / "out.png").write_bytes(whole)
+    (folder / "link.png").symlink_to("../out.png")
+    (folder / "cut.png").write_bytes(whole[:60])
+    (folder / "in.txt").write_text("in", "utf-8")
+    loads = SVG % '<image href="in.png" width="9" height="9"/>'
+    (folder / "loads.svg").write_text(loads, "utf-8")
+    cell = text(f"![a]({source.format(tmp=tmp_path)})")
+    with pytest.raises(Refused, match="07_other.ipynb, cell 1: a picture mus"):
+        export([cell], exporter, path=folder)
+
+
+def test_pictures_of_the_folder_are_shown(tmp_path):
+    folder = tmp_path / "Größe: 'a' 日"
+    (folder / "b c").mkdir(parents=True)
+    (folder / "b c" / "ö\u2028\xa0(1).png").write_bytes(
+        base64.b64decode(png())
+    )
+    (folder / "c.svg").write_text(SVG % "", "utf-8")
+    cells = [
+        text(
+            "![a](<b c/ö\u2028\xa0(1).png>) ![c](./c.svg) "
+            "![b](b%20c/ö%E2%80%A8%C2%A0(1).png)"
+        )
+    ]
+    pdf = PdfReader(io.BytesIO(export(cells, path=folder)))
+    assert len(pdf.pages[0].images) >= 1
+    page = export(cells, ReportHTMLExporter, path=folder)
+    assert page.count("data:image/png") == 2
+    assert page.count("data:image/svg") == 1
+
+
+@pytest.mark.parametrize("exporter", [ReportExporter, ReportHTMLExporter])
+@pytest.mark.parametrize("cell, message", [
+    (text(r"$\input{/etc/hostname}$"), "TeX unknown to pandoc"),
+    (text("$$\\include{x}$$"), "TeX unknown to pandoc"),
+    (text("| a | b |\n|--|--|\n| 1 | 2 | 3 |"), "got | 1 | 2 | 3 |"),
+    (code("t", shown(text_markdown="|a|b|\n|-|-|\n|1\n2|3|")), "got |1"),
+    (code("f", figure(frames=[{"label": "x", "png": "no"}])), "a frame of a_"),
+    (code("f", shown(image_png="no")), "a picture must be"),
+    (text(r"$$ x \tag{1} \tag{2} $$"), "TeX with two tags"),
+    (text("$" + "x^{" * 30 + "x" + "}" * 30 + "$"), "pandoc took over 3 s"),
+])  # fmt: skip
+def test_what_would_be_lost_is_refused_with_its_cell(exporter, cell, message):
+    cells = [text("# A"), cell]
+    with pytest.raises(Refused, match=re.escape(message)) as refused:
+        export(cells, exporter, patience=3)
+    assert "07_other.ipynb, cell 2" in str(refused.value)
+
+
+def test_an_error_of_typst_before_the_first_cell_names_the_file(tmp_path):
+    template = tmp_path / "template.typ"
+    template.write_text('#panic("early")\n$body$', "utf-8")
+
+    class Early(ReportExporter):
+        writer = ["--to=typst", f"--template={template}"]
+
+    with pytest.raises(Refused, match="07_other.ipynb: Typst says .*early"):
+        export([text("A")], Early)
+
+
+def test_headings_of_other_alphabets_are_places():
+    heads = "# Größe\n\n# Grüße\n\n# 大小\n\n# Result\n\n# this\n\n"
+    cell = text(
+        heads + "[a](#Größe) [b](#Gr%C3%BC%C3%9Fe) [c](#大小) [d](#This)"
+    )
+    page = export([cell], ReportHTMLExporter)
+    links = re.findall(r'href="#([^"]*)">[abcd]<', page)
+    assert links == ["größe-1", "grüße-1", "大小-1", "this-1"]
+    assert page.count('href="#result-1"') == page.count('id="result-1"') == 1
+    pdf = PdfReader(io.BytesIO(export([cell])))
+    assert all(name in str(pdf.outline) for name in ("Result", "this"))
+    ends = [link.get_object() for link in pdf.pages[0]["/Annots"]]
+    assert len({str(end["/Dest"]) for end in ends}) == 4
+
+
+def test_any_locale_and_path_will_do(desk):
+    """Of a machine that takes all files for ASCII, and prints cp1252."""
+    odd = desk.path / "Größe: 'x' 日"
+    shutil.copytree(ROOT / "report", odd / "report",
+                    ignore=shutil.ignore_patterns("report.*"))  # fmt: skip
+    desk.put(NAMES[0], text("# 1 Größe\n\n“日” [x](#1-Größe) ![b](<b ö.png>)"))
+    (desk.path / "b ö.png").write_bytes(base64.b64decode(png()))
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    env = os.environ | locale | {"PYTHONIOENCODING": "cp1252"}
+    options = "--notebooks", desk.path, "--output", odd
+    done = subprocess.run(
+        [sys.executable, "-X", "warn_default_encoding", "-m", "report",
+         *options], cwd=odd, env=env, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.decode().splitlines()
+    assert not [
+        line for line in lines if "EncodingW" in line and "x' " in line
+    ]
+    page = (odd / "report.html").read_text("utf-8")
+    assert "“日”" in page and "data:image/png" in page
+    assert "Größe" in "".join(words((odd / "report.pdf").read_bytes()))
+
+
+@pytest.mark.parametrize("cells", [
+    [], [text("")], [text(""), text("# Late"), text("it", tags=["summary"])],
+    [text("no heading"), text("it", tags=["summary"])],
+])  # fmt: skip
+def test_a_notebook_may_lack_cells_and_headings(desk, cells):
+    for name in NAMES[:3]:
+        desk.put(name, *cells)
+    assert desk.bind() == ""
+    _, front, *_ = words(desk.read("report.pdf"))
+    if len(cells) > 1:
+        name = "Late" if len(cells) == 3 else NAMES[0]
+        assert f"Summary{name}it" in front
+
+
+@pytest.mark.parametrize("content, message", [
+    (b'{"cells": [', "is not a whole notebook"), (b"", "is not a whole noteb"),
+    (b"\xff\xfe", "is not a whole notebook"), (b"[]", "is not a whole noteb"),
+    (b"[" * 9999, "is not a whole notebook"),
+    (b'{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": ['
+     b'{"cell_type": "markdown", "metadata": {}, "source": 5}]}',
+     ", cell 1 must be a notebook, but 5"),
+], ids=str)  # fmt: skip
+def test_a_damaged_file_is_refused_and_the_last_report_stays(
+    desk, content, message
+):
+    desk.bind()
+    pdf = desk.read("report.pdf")
+    (desk.path / NAMES[1]).write_bytes(content)
+    for options in ((), ("-p", "N", "3")):
+        said = desk.bind(*options)
+        assert said.startswith(f"error: {NAMES[1]}") and message in said
+        assert said.endswith("the last report stays")
+    assert desk.read("report.pdf") == pdf
+    assert not [*desk.path.glob("report.*.*"), *desk.path.glob("report.?*_*")]
+
+
+def test_what_was_injected_is_said_in_words(desk):
+    source = f'A = "`{SCRIPT}`" #panic()\nB = "`#panic()`{{=typst}}"'
+    cell = code(source, tags=["injected-parameters"])
+    desk.put(NAMES[0], text("# A"), cell)
+    assert desk.bind() == ""
+    title, *_ = words(desk.read("report.pdf"))
+    assert "<script>document.title=" in title and '`{=typst}"' in title
+    assert desk.read("report.html").count(b"<script>") == 1
+
+
+def test_two_runs_at_once_may_share_a_folder(desk):
+    command = [sys.executable, "-m", "report", "--notebooks", desk.path,
+               "--output", desk.path]  # fmt: skip
+    both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    assert [run.wait() for run in both] == [0, 0]
+    assert len(words(desk.read("report.pdf"))) > 2
+    assert b"</html>" in desk.read("report.html")
+    assert {p.name for p in desk.path.glob("report*")} == {
+        "report.pdf", "report.html"}  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(desk):
+    ran = code(f"open({str(desk.path / 'ran')!r}, 'w')", count=None)
+    desk.put(NAMES[0], text("# A"), ran)
+    (desk.path / "file").write_text("", "utf-8")
+    said = desk.bind("--execute", "--output", str(desk.path / "file"))
+    assert "error: " in said and "file" in said
+    assert not (desk.path / "ran").exists()
+
+
+@pytest.mark.parametrize("rule", ["relative", "absolute", "empty", "file"])
+def test_one_rule_says_where_figures_are(rule, tmp_path, monkeypatch):
+    """Of save_figure and of the exporters, wherever they are started."""
+    kept = tmp_path / "kept"
+    named = {"relative": os.path.relpath(kept, ROOT), "empty": ""}
+    monkeypatch.setenv("FIGURES", named.get(rule, str(kept)))
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    if rule == "file":
+        kept.write_text("", "utf-8")
+    drawn, held = Figure(figsize=(2, 1)), []
+    keep = lambda shown, metadata: held.append(metadata)  # noqa: E731
+    monkeypatch.setattr(plots, "display", keep)
+    with warnings.catch_warnings(record=True) as said:
+        plots.save_figure(drawn, "mine", "Mine.")
+    assert len(said) == (rule == "file")
+    copied = rule in ("relative", "absolute")
+    assert [*tmp_path.rglob("*.svg")] == [kept / "mine.svg"] * copied
+    page = export([code("f", shown(held[0], image_png=png()))],
+                  ReportHTMLExporter)  # fmt: skip
+    assert ("data:image/svg+xml" in page) == copied
+    with pytest.raises(ValueError, match="name must be of letters"):
+        plots.save_figure(drawn, "../mine")
 
 
 def test_the_page_works_offline_and_on_a_telephone(desk, browser):

@@ -371,6 +371,20 @@ def test_without_a_folder_nothing_is_kept(monkeypatch, tmp_path):
     assert ran == [0, 0] and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("named", ["file", "file/below", "nul\0"])
+def test_where_nothing_can_be_kept_a_sweep_says_so(
+    monkeypatch, tmp_path, serial, named
+):
+    """And goes on."""
+    (tmp_path / "file").write_text("", "utf-8")
+    environ = os.environ | {"RUNS": str(tmp_path / named)}
+    monkeypatch.setattr(os, "environ", environ)
+    ran = count_runs(monkeypatch)
+    with pytest.warns(UserWarning, match="RUNS must be a folder to write to"):
+        assert_same_table(run_all(SETTINGS[:1]), serial[0][:2].dropna(axis=1))
+    assert ran == [0]
+
+
 def test_damaged_entry_is_trained_again(monkeypatch, folder, serial, caplog):
     """With a warning."""
     run_all()
@@ -404,9 +418,9 @@ def test_two_sweeps_at_once_share_a_folder(monkeypatch, folder, serial):
     other = folder.parent / "other"
     other.mkdir()
     for name in ("checks.py", "helpers.py", "training.py", "study.py"):
-        source = (ROOT / name).read_text()
+        source = (ROOT / name).read_text("utf-8")
         source = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
-        (other / name).write_text(source)
+        (other / name).write_text(source, "utf-8")
     code = "from study import sweep; print(sweep(%r, n_jobs=1, **%r).kl.sum())"
     command = [sys.executable, "-c", code % (SETTINGS, OPTIONS)]
     jobs = [
