@@ -195,8 +195,8 @@ def plot_layers(axes, flow, path, grid):
         torch.stack([ticks[:, None].expand(13, 200), fine.expand(13, 200)], 2),
         torch.stack([fine.expand(13, 200), ticks[:, None].expand(13, 200)], 2),
     ])  # fmt: skip
-    dtype = next(flow.parameters()).dtype
-    warped = _images(flow, lines.reshape(-1, 2).to(dtype))
+    weight = next(flow.parameters())  # whose dtype and device it takes
+    warped = _images(flow, lines.reshape(-1, 2).to(weight))
     colors = origin_colors(path[0])
     for k, (ax, x, net) in enumerate(zip(axes, path, warped, strict=True)):
         curves = _numpy(net).reshape(26, 200, 2)
