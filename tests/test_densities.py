@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import special, stats
@@ -80,6 +81,11 @@ def test_mixture_is_a_mean_of_normals(d, random):
         actual = mixture.log_probability(x).exp()
         np.testing.assert_allclose(actual, expected, rtol=1e-11)
         assert_mass_and_moments(mixture)
+    one, tensor = mixture.log_probability(x), torch.tensor(whole)
+    for same in (whole.astype(">f8"), tensor.float().requires_grad_(),
+                 list(tensor), np.ma.masked_array(whole)):  # fmt: skip
+        same = GaussianMixture(torch.tensor(means), covariances=same)
+        assert torch.equal(same.log_probability(x), one)
     data = helpers.ToyDataset(mixture, 30, seed=4)
     assert data.distribution is mixture and data.data.shape == (30, d)
 
@@ -142,6 +148,18 @@ def test_log_density_is_finite_wherever_the_density_is(density):
     assert (values[-4:] < -1e4).all()
 
 
+@pytest.mark.parametrize("density", [
+    *DENSITIES.values(), GaussianKDE([(1, 2), (3, 5)], 0.1),
+    GaussianKDE([(1, 2), (3, 5)], [[1, 0.5], [0.5, 1]]),
+    LocalKDE([(1, 2), (3, 4)]),
+    GaussianMixture([(1, 2)], covariances=[[[2, 1], [1, 2]]]),
+], ids=lambda density: type(density).__name__)  # fmt: skip
+def test_where_a_square_overflows_the_density_is_0(density):
+    far = [(1e160, 0), (1e300, 1e300), (-1e308, 1e308), (0, -1e200)]
+    assert (density.log_probability(far) == -math.inf).all()
+    assert density.log_probability([(1, 1)]).isfinite().all()
+
+
 @each
 def test_sampler_is_pure(density):
     first = density.sample(10, seed=3)
@@ -179,6 +197,13 @@ def test_log_probability_takes_anything_like_an_array(density):
     x = [[0.5, 1.5], [2.0, -1.0]]
     expected = density.log_probability(torch.tensor(x))
     for same in (x, tuple(map(tuple, x)), np.array(x), np.float32(x)):
+        assert torch.equal(density.log_probability(same), expected)
+    half = np.float16(x)
+    table = pd.DataFrame({"a": [0.5, 2], "b": pd.array([1.5, -1], "Float64")})
+    for same in (half, half.astype(">f8"), half[::-1][::-1], table,
+                 np.ma.masked_array(half), half.astype(object),
+                 [torch.tensor(row, requires_grad=True) for row in x],
+    ):  # fmt: skip
         assert torch.equal(density.log_probability(same), expected)
     ones = density.log_probability(np.ones((3, 2), dtype=int))
     assert torch.equal(ones, density.log_probability(np.ones((3, 2))))

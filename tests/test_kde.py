@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -245,7 +246,12 @@ def test_select_bandwidth_is_the_best_candidate():
     assert select_bandwidth(samples, candidates) == best
     assert select_bandwidth(samples, candidates[::-1]) == best
     assert scores.argmax() not in (0, 4)
-    for same in (torch.tensor(candidates), np.array(candidates)):
+    for same in (
+        torch.tensor(candidates), np.array(candidates, ">f8"),
+        torch.tensor(candidates, requires_grad=True),
+        pd.Series(candidates, index=range(5, 10)), tuple(candidates),
+    ):  # fmt: skip
+        assert select_bandwidth(samples, same) == pytest.approx(best)
         torch.testing.assert_close(leave_one_out(samples, same), scores)
     chosen = select_bandwidth(samples.clone().requires_grad_())
     assert leave_one_out(samples, [chosen]) >= scores.max() - 0.01

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 from scipy import stats
-from truths import make_flow
+from truths import Elsewhere, make_flow
 
 import helpers
 import study
@@ -95,6 +95,22 @@ def test_entropy_is_the_closed_form(sigma, d):
     # -log p varies by sqrt(d / 2) nats, whatever sigma.
     error = (d / 2 / 20_000) ** 0.5
     assert estimate.standard_error == pytest.approx(error, rel=0.1)
+
+
+def test_scores_come_from_another_device():
+    class There(GaussianMixture):
+        def log_probability(self, x):
+            x = torch.as_tensor(x).as_subclass(torch.Tensor)
+            return super().log_probability(x).float().as_subclass(Elsewhere)
+
+        def sample(self, n, seed=0):
+            return super().sample(n, seed).float().as_subclass(Elsewhere)
+
+    p, there = normal((0, 0), 1.0), There([(0, 0)], 1.0)
+    close = partial(pytest.approx, rel=1e-5, abs=1e-6)
+    assert study.entropy(there, 99) == close(study.entropy(p, 99))
+    assert study.grid_entropy(there) == close(study.grid_entropy(p))
+    assert kl_divergence(p, there, 99) == close((0, 0))
 
 
 def test_scores_of_an_ensemble_are_its_members():
