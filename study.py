@@ -386,13 +386,20 @@ class Memory:
 
     def recall(self, settings):
         """{index: run} of those that are there. One that cannot be read is
-        left out, with joblib's warning."""
+        left out, with a warning."""
         keys = {k: self.key(s) for k, s in enumerate(settings) if self.on}
-        found = {
-            k: self.cached(key, None) for k, key in keys.items()
-            if key and self.cached.check_call_in_cache(key, None)
-        }  # fmt: skip
-        return {k: run for k, run in found.items() if run is not None}
+        found = {}
+        for k, key in keys.items():
+            if key and self.cached.check_call_in_cache(key, None):
+                try:
+                    found[k] = self.cached.call_and_shelve(key, None).get()
+                except Exception as error:  # whatever a damaged pickle raises
+                    warnings.warn(
+                        f"training setting {k} again: what was kept of it "
+                        f"cannot be read ({type(error).__name__})",
+                        stacklevel=3,
+                    )
+        return found
 
     def keep(self, setting, run):
         if self.on and run[1] is not None and (key := self.key(setting)):
