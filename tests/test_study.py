@@ -66,6 +66,36 @@ def test_scores_end_where_densities_are_equal_or_apart():
     assert total_variation(*far, 100) == (1, 0)
 
 
+def asked(score, n, seed):
+    """The points at which a score asks for the density of a model."""
+    truth, seen = toy_distribution("Moons"), []
+
+    class Model(GaussianMixture):
+        def log_probability(self, x):
+            seen.append(x)
+            return super().log_probability(x)
+
+        def sample(self, n, seed=0):
+            return truth.sample(n, seed)
+
+    model = Model([(0, 0)], 1.0)
+    both = [model] if score is study.entropy else [truth, model]
+    score(*both, n, seed)
+    return torch.cat(seen)
+
+
+@pytest.mark.parametrize("score", [
+    kl_divergence, total_variation, study.entropy
+])  # fmt: skip
+def test_scores_are_on_points_that_no_training_saw(score):
+    """Neither of the same seed nor of the next."""
+    x = asked(score, 600, seed=3)
+    assert x.shape == (600, 2) and torch.equal(x, asked(score, 600, seed=3))
+    for seed in (3, 4):
+        data = helpers.ToyDataset("Moons", 600, seed).data
+        assert not torch.isin(x.float(), data).any()
+
+
 @pytest.mark.parametrize("score", [kl_divergence, total_variation])
 def test_standard_error_is_calibrated(score):
     """The scatter of 200 estimates is known to 5 per cent of itself; both
@@ -356,6 +386,23 @@ def test_second_sweep_trains_only_what_failed(monkeypatch, folder, serial):
         assert torch.equal(one.flow.sample(5), other.flow.sample(5))
     run_all(SETTINGS[::-1])  # in another order, the same
     assert ran == [3]
+
+
+@pytest.mark.parametrize("change", [
+    lambda patch: patch.setattr(torch, "__version__", "1.0"),
+    lambda patch: patch.setenv("MKL_CBWR", "other"),
+    lambda patch: patch.setenv("ATEN_CPU_CAPABILITY", "other"),
+])  # fmt: skip
+def test_what_another_library_computed_is_not_used(
+    monkeypatch, folder, change
+):
+    run_all(SETTINGS[:1])
+    ran = count_runs(monkeypatch)
+    run_all(SETTINGS[:1])
+    assert ran == []
+    change(monkeypatch)
+    run_all(SETTINGS[:1])
+    assert ran == [0]
 
 
 @pytest.mark.parametrize("changes, options", [

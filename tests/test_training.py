@@ -549,6 +549,8 @@ def test_second_interrupt_does_not_wait_for_the_step(monkeypatch, times):
             reached.append(number)
         return log_p
 
+    # Which a shell takes away from what runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     flow, points = small_flow(), data()
     whole = quick(flow, points, 2, cosine=False, warmup=0)
     seen = listen(monkeypatch, change=press)
