@@ -54,7 +54,7 @@ def as_tensor(x, name):
     x = x if array is None else real_array(array, name)
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
-    return x
+    return x.to_dense() if x.is_sparse else x
 
 
 def real_array(array, name):
@@ -90,10 +90,10 @@ def check_points(
     ):  # fmt: skip
         d = "d" if dim is None else dim
         wanted = f"(n, {d})" if members is None else f"({members}, n, {d})"
-        other = axes and len(shape) > 1 and shape[-1] > 1 and hint
+        other = axes and len(shape) > 1 and shape[-1] not in (0, 1, dim)
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
-            + (f": {hint.format(shape[-1])}" if other else "")
+            + (f": {hint.format(shape[-1])}" if other and hint else "")
         )
     if dtype is None:
         dtype = x.dtype if x.dtype == torch.float32 else torch.float64

@@ -563,6 +563,9 @@ def training_sets(flow, data, fraction):
         check_points(x, "data", flow.dim, hint=FLOW_OF).detach() for x in sets
     ]
     [check_finite(x.float(), "data", x) for x in sets]
+    spread = min((x.amax(0) - x.amin(0)).max().item() for x in sets)
+    if 0 < spread < 1e-30:  # a scale in single precision loses its digits
+        raise ValueError(f"data must vary by 1e-30 or more, got {spread:g}")
     sizes, wanted = {x.shape for x in sets}, (S,) if listed else (1, S)
     if len(sets) not in wanted or len(sizes) > 1:
         raise ValueError(

@@ -160,6 +160,8 @@ CALLS = [
      dict(flow=[None, 3, Says(h.CouplingLayer([1, 0]), "CouplingLayer"),
                 Says(h.CouplingFlow(1).requires_grad_(False), "none")],
           data=[Says(WIDE, r"\(20, 3\): take CouplingFlow\(..., dim=3\)"),
+                Says(POINTS * 1e-40, r"vary by 1e-30 or more, got .*e-40"),
+                Says(POINTS[:0], r"\(0, 2\)$"),
                 Says(POINTS * 1e100, r"e\+100, which is inf in .*float32"),
                 Says(POINTS[:2], "2 with valid_fraction 0.1")],
           seed=[-1], progress=[1], shuffle=[0, None, "yes"],

@@ -248,7 +248,8 @@ def test_log_probability_takes_anything_like_an_array(density):
         assert torch.equal(density.log_probability(same), expected)
     half = np.float16(x)
     table = pd.DataFrame({"a": [0.5, 2], "b": pd.array([1.5, -1], "Float64")})
-    for same in (half, half.astype(">f8"), half[::-1][::-1], table,
+    sparse = torch.tensor(x).to_sparse()
+    for same in (sparse, half, half.astype(">f8"), half[::-1][::-1], table,
                  np.ma.masked_array(half), half.astype(object),
                  [torch.tensor(row, requires_grad=True) for row in x],
     ):  # fmt: skip
