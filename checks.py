@@ -3,11 +3,15 @@
 A message names the argument, what was expected and, in short, the value.
 """
 
+import difflib
 import math
 import reprlib
+from numbers import Real
 
 import numpy as np
 import torch
+
+SMALL, LARGE = 1e-150, 1e150  # lengths in between have squares
 
 
 class Short(reprlib.Repr):
@@ -35,26 +39,50 @@ def brief(value):
     return text if len(text) <= 120 else f"{text[:80]} ... {text[-30:]}"
 
 
-def check_points(
-    x, name="x", dim=None, dtype=torch.float64, device="cpu", members=None
-):
-    """x as finite points (n, d), or (members, n, d), or a helpful error.
-    dtype, device: None, as they are, but for integers, which get float64."""
-    if not isinstance(x, torch.Tensor):
-        if np.ma.is_masked(x):
-            raise ValueError(f"{name} must have no masked values")
-        try:
-            array = np.array(x)
-            native = array.dtype.newbyteorder("=")
-            wide = array.dtype == np.longdouble
-            x = torch.from_numpy(array.astype(float if wide else native))
-        except (TypeError, ValueError) as error:
-            raise TypeError(
-                f"{name} must be an array of real numbers, got {brief(x)} "
-                f"of dtype {getattr(x, 'dtype', None)}"
-            ) from error
+def as_tensor(x, name):
+    """Anything like an array of real numbers."""
+    if np.ma.is_masked(x):
+        raise ValueError(f"{name} must have no masked values")
+    try:
+        if isinstance(x, (list, tuple)) and {*map(type, x)} == {torch.Tensor}:
+            x = torch.stack(x)  # keeps their gradients
+        array = None if isinstance(x, torch.Tensor) else np.array(x)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged
+        raise TypeError(
+            f"{name} must be an array of real numbers, got {brief(x)}"
+        ) from error
+    x = x if array is None else real_array(array, name)
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
+    return x.to_dense() if x.is_sparse else x
+
+
+def real_array(array, name):
+    """An array as a tensor. One of objects, such as a table with columns of
+    several kinds, may hold numbers, but no words, dates or flags."""
+    kind = array.dtype.kind
+    for index, value in np.ndenumerate(array) if kind == "O" else ():
+        real = isinstance(value, Real) and not isinstance(value, bool)
+        if not real or abs(value) > 1e308:
+            where = f" at {list(index)}" if index else ""
+            raise TypeError(
+                f"{name} must hold real numbers, got {brief(value)}{where}"
+            )
+    if kind not in "biufcO":
+        raise TypeError(f"{name} must hold real numbers, got {brief(array)}")
+    wide = kind == "O" or array.dtype == np.longdouble
+    native = array.dtype.newbyteorder("=")  # torch has no other
+    return torch.from_numpy(array.astype(float if wide else native))
+
+
+def check_points(
+    x, name="x", dim=None, dtype=torch.float64, device="cpu", members=None,
+    most=LARGE, hint="",
+):  # fmt: skip
+    """x as finite points (n, d), or (members, n, d), or a helpful error.
+    dtype, device: None, as they are, but for integers, which get float64.
+    most: how far from 0; hint: what to do about another d."""
+    x = as_tensor(x, name)
     shape = tuple(x.shape)
     axes = shape[:-2] == () or members is not None and shape[:-2] == (members,)
     if len(shape) < 2 or not axes or 0 in shape or shape[-1] != (
@@ -62,20 +90,27 @@ def check_points(
     ):  # fmt: skip
         d = "d" if dim is None else dim
         wanted = f"(n, {d})" if members is None else f"({members}, n, {d})"
+        other = axes and len(shape) > 1 and shape[-1] not in (0, 1, dim)
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
+            + (f": {hint.format(shape[-1])}" if other and hint else "")
         )
     if dtype is None:
         dtype = x.dtype if x.dtype == torch.float32 else torch.float64
-    return check_finite(x.to(dtype=dtype, device=device or x.device), name)
+    # In two steps, since Apple's devices have no float64.
+    x = check_finite(x.to(device or x.device).to(dtype), name)
+    if most < math.inf and (far := x.detach().abs().max().item()) > most:
+        raise ValueError(f"{name} must lie within {most:g} of 0, got {far:g}")
+    return x
 
 
-def check_finite(x, name):
-    """x, if all of it is finite."""
+def check_finite(x, name, given=None):
+    """x, if all of it is finite; given: the same with more digits."""
     # One cheap sum settles all but the odd case, such as 1e38 + 1e38.
     if not math.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
-        bad = x[~torch.isfinite(x)][0].item()
-        raise ValueError(f"{name} must be finite, got {bad}")
+        bad = (x if given is None else given)[~torch.isfinite(x)][0].item()
+        beyond = f", which is inf in {x.dtype}" if math.isfinite(bad) else ""
+        raise ValueError(f"{name} must be finite, got {bad}{beyond}")
     return x
 
 
@@ -85,10 +120,19 @@ def check_samples(samples):
         raise ValueError(
             f"samples must hold at least 2 points, got {len(samples)}"
         )
+    if not (samples.amax(0) - samples.amin(0)).max() > 1e-140:
+        point = brief(samples[0])
+        raise ValueError(f"samples must differ, got only the point {point}")
     return samples
 
 
+def plain(value):
+    """The number in an array of none but that."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
 def check_integer(value, name, at_least=1):
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {brief(value)}")
     if value < at_least:
@@ -114,8 +158,8 @@ def check_counts(**counts):
         check_integer(value, name)
 
 
-def check_number(value, name, above=0.0, below=math.inf, or_equal=False):
-    real = (int, float, np.integer, np.floating)
+def check_number(value, name, above=SMALL, below=LARGE, or_equal=False):
+    value, real = plain(value), (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, real):
         raise TypeError(f"{name} must be a number, got {brief(value)}")
     try:
@@ -126,7 +170,8 @@ def check_number(value, name, above=0.0, below=math.inf, or_equal=False):
     if not (low and number < below):
         sign = ">=" if or_equal else ">"
         raise ValueError(
-            f"{name} must be {sign} {above} and < {below}, got {brief(value)}"
+            f"{name} must be {sign} {above:g} and < {below:g}, "
+            f"got {brief(value)}"
         )
     return number
 
@@ -144,25 +189,39 @@ def check_choice(value, name, known):
     return value
 
 
+def check_names(given, known, kind):
+    """Refuse a keyword that nothing reads, and say which may be meant."""
+    initials = {"".join(w[0] for w in n.split("_")): n for n in known}
+    for name in set(given) - set(known):
+        near = difflib.get_close_matches(name, known, 1, 0.75)
+        near = [initials[name]] if name in initials else near
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise TypeError(
+            f"{name} is no {kind}{meant}: there are {', '.join(known)}"
+        )
+
+
 def check_candidates(candidates):
-    if np.ndim(candidates) != 1 or not len(candidates):
+    if hasattr(candidates, "tolist"):
+        candidates = candidates.tolist()
+    if not isinstance(candidates, (list, tuple)) or not candidates:
         raise ValueError(
             "candidates must be a non-empty list of bandwidths, "
             f"got {brief(candidates)}"
         )
-    numbers = [c.item() if hasattr(c, "item") else c for c in candidates]
-    return [check_number(c, "candidates") for c in numbers]
+    return [check_number(c, "candidates") for c in candidates]
 
 
 def check_bandwidth(H, d):
     """A number h, as h I, or an invertible matrix: -> (d, d), float64."""
     matrix = H
-    if not isinstance(H, (list, tuple)) and np.ndim(H) == 0:
-        h = H.item() if isinstance(H, torch.Tensor) else H
-        matrix = check_number(h, "H") * np.eye(d)
+    if not isinstance(H, (list, tuple)) and getattr(H, "ndim", 0) == 0:
+        matrix = check_number(H, "H") * np.eye(d)
     matrix = check_points(matrix, "H")
-    rows = matrix / matrix.norm(dim=1, keepdim=True)  # whatever their units
-    if matrix.shape != (d, d) or not torch.linalg.cond(rows) < 1e15:
+    rows = matrix.norm(dim=1, keepdim=True)
+    possible = matrix.shape == (d, d) and SMALL < rows.min() < LARGE
+    # Whatever the units of the rows.
+    if not possible or not torch.linalg.cond(matrix / rows) < 1e15:
         raise ValueError(
             f"H must be a number > 0 or an invertible {d} x {d} matrix, "
             f"got {brief(H)}"
@@ -172,7 +231,7 @@ def check_bandwidth(H, d):
 
 def check_covariances(covariances, k, d):
     """Their Cholesky factors: (k, d, d) -> (k, d, d)."""
-    C = torch.as_tensor(np.array(covariances), dtype=torch.float64)
+    C = as_tensor(covariances, "covariances").cpu().double()
     roots, failed = None, True
     if C.shape == (k, d, d):
         if (C - C.mT).abs().max() <= 1e-5 * C.abs().max():  # not where NaN
@@ -185,16 +244,31 @@ def check_covariances(covariances, k, d):
     return roots
 
 
-def check_limits(limits, name):
+def check_values(values):
+    """Finite numbers (n,) as an array."""
+    array = as_tensor(values, "values").detach().cpu().double().numpy()
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
+        raise ValueError(
+            f"values must be a non-empty finite list, got {brief(array)}"
+        )
+    return array
+
+
+def check_limits(limits, name, size):
     try:
         low, high = (float(v) for v in limits)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{name} must be two numbers (low, high), got {brief(limits)}"
         ) from error
-    if not (low < high and math.isfinite(high - low)):
+    if not -LARGE < low < high < LARGE:
         raise ValueError(
             f"{name} must be finite with low < high, got {brief(limits)}"
+        )
+    if (high - low) / size < 4 * math.ulp(max(abs(low), abs(high))):
+        raise ValueError(
+            f"{name} must be wide enough for {size} different cells, "
+            f"got {brief(limits)}"
         )
     return low, high
 

@@ -60,6 +60,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 LOG_2PI = math.log(2 * math.pi)
 PAIRS = 2**16  # of a point and a sample at once, so that they fit the cache
 BLOCK = 512  # points drawn at once
+SIZES = 1e-6, 1e6  # of what a coupling computes with, in single precision
+FLOW_OF = "take CouplingFlow(..., dim={})"  # for points of another dim
 
 
 # Densities
@@ -76,9 +78,12 @@ class Density:
     def log_probability(self, x):
         """log p(x) in nats. x: (n, d) -> (n,), float64. ValueError unless
         finite."""
-        parts = check_points(x, dim=self.dim).split(self._chunk)
+        x = check_points(x, dim=self.dim, most=math.inf)
+        parts = x.split(self._chunk)
         with one_thread():
-            return torch.cat([self.log_p(part) for part in parts])
+            log_p = torch.cat([self.log_p(part) for part in parts])
+        # inf - inf, so far away that a squared distance is no number.
+        return log_p.where(~log_p.isnan(), -math.inf)
 
     def sample(self, n, seed=0):
         """n independent points: -> (n, d), float64. Equal seeds give equal
@@ -203,7 +208,7 @@ class Moons(Density):
     """
 
     def __init__(self, sigma=0.1):
-        self.sigma = check_number(sigma, "sigma")
+        self.sigma = check_number(sigma, "sigma", above=1e-5)  # memory
         panels = math.ceil(0.2 / self.sigma)
         u, weights = np.polynomial.legendre.leggauss(64)
         share = (np.arange(panels)[:, None] + (u + 1) / 2).ravel() / panels
@@ -293,8 +298,8 @@ class Grid:
 
     def __init__(self, xlim, ylim, size=100):
         self.size = size = check_integer(size, "size")
-        self.xlim = check_limits(xlim, "xlim")
-        self.ylim = check_limits(ylim, "ylim")
+        self.xlim = check_limits(xlim, "xlim", size)
+        self.ylim = check_limits(ylim, "ylim", size)
         cells = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         self.x, self.y = (
             low + (high - low) * cells for low, high in (self.xlim, self.ylim)
@@ -309,7 +314,7 @@ class Grid:
         """The smallest square that holds the samples (n, 2), widened by
         margin times its side at each end."""
         samples = check_points(samples, "samples", 2)
-        margin = check_number(margin, "margin", or_equal=True)
+        margin = check_number(margin, "margin", 0, or_equal=True)
         low, high = samples.amin(0), samples.amax(0)
         half = (high - low).amax().item() * (0.5 + margin) or 1.0
         cx, cy = ((low + high) / 2).tolist()
@@ -436,9 +441,6 @@ def reference_bandwidth(samples):
     scale = samples.std(0)
     robust = torch.minimum(scale, quartiles)
     scale = torch.where(quartiles > 0, robust, scale).mean().item()
-    if not scale > 0:
-        point = samples[0].tolist()
-        raise ValueError(f"samples must differ, got only the point {point}")
     N, d = samples.shape
     return scale * (4 / (d + 2)) ** (1 / (d + 4)) * N ** (-1 / (d + 4))
 
@@ -465,9 +467,6 @@ def left_out_log_p(samples, candidates, most=None):
     """
     samples = check_samples(samples)
     widths = check_candidates(candidates)
-    if (samples == samples[0]).all():
-        point = brief(samples[0])
-        raise ValueError(f"samples must differ, got only the point {point}")
     points, (N, d) = (samples - samples.mean(0)).T, samples.shape
     some = spaced(N, most or N)
     log_sum = torch.empty(len(widths), len(some), dtype=torch.float64)
@@ -515,6 +514,7 @@ def best_left_out(samples, candidates=None):
     if more:
         ladder = 1.2 * 2.0 ** (-np.arange(16) / 4)
         candidates = reference_bandwidth(samples) * ladder
+    candidates = check_candidates(candidates)
     for _ in range(4 if more else 1):
         log_p = left_out_log_p(samples, candidates, 4000)
         best = int(log_p.mean(1).argmax())
@@ -642,10 +642,8 @@ class CouplingLayer(nn.Module):
         kind = COUPLINGS[check_choice(coupling, "coupling", COUPLINGS)]
         self.coupling = kind(members, **options)
         kept, moved = self.mask.count(1), self.mask.count(0)
-        outputs = moved * self.coupling.outputs
-        self.network = make_network(
-            kept, hidden, outputs, members, seed, start
-        )
+        sizes = kept, hidden, moved * self.coupling.outputs
+        self.network = make_network(*sizes, members, seed, start)
 
     def forward(self, z):
         """x and log |det dx/dz|: (..., n, d) -> (..., n, d), (..., n)."""
@@ -669,18 +667,31 @@ class CouplingLayer(nn.Module):
         return torch.cat((x1, x2) if self.mask[0] else (x2, x1), -1)
 
 
-class AffineCoupling(nn.Module):
+class Coupling(nn.Module):
+    """What a coordinate goes through. Its one number, the `size`, is saved
+    with a flow's weights, which without it mean another density."""
+
+    def get_extra_state(self):
+        return torch.tensor(getattr(self, self.size) or 0.0).double()
+
+    def set_extra_state(self, state):
+        setattr(self, self.size, state.item() or None)
+
+
+class AffineCoupling(Coupling):
     """z -> exp(s) z + t, whose log-slope is s, for each coordinate alone.
 
     bound: s = bound tanh(raw / bound), which cannot exceed it; None leaves
     it free, times a learnt number that starts at 0 (the course's layer)."""
 
-    outputs = 2  # of the network, for each coordinate: s and t
+    outputs, size = 2, "bound"  # for each coordinate s and t
 
     def __init__(self, members=None, bound=2.5):
         super().__init__()
-        self.bound = bound if bound is None else check_number(bound, "bound")
-        if bound is None:
+        self.bound = bound
+        if bound is not None:
+            check_number(bound, "bound", *SIZES)
+        else:
             self.gain = per_member(members, 1, 1)
 
     def forward(self, z, outputs):
@@ -806,8 +817,7 @@ class CouplingFlow(nn.Module):
         super().__init__()
         K = check_integer(num_layers, "num_layers")
         self.members = check_members(members)
-        self.dim = check_integer(dim, "dim", at_least=2)
-        j = dim // 2
+        self.dim, j = check_integer(dim, "dim", at_least=2), dim // 2
         masks = [[1] * j + [0] * (dim - j), [0] * j + [1] * (dim - j)]
         generators = random_generators(seed, members or 1, WEIGHTS)
         self.layers = nn.ModuleList(
@@ -876,13 +886,14 @@ class CouplingFlow(nn.Module):
         return single
 
     def check(self, points, name):  # as they are: shifted, then rounded
-        return check_points(points, name, self.dim, None, None, self.members)
+        return check_points(points, name, self.dim, None, None, self.members,
+                            hint=FLOW_OF)  # fmt: skip
 
     def cast(self, points, name):  # to the dtype and device of the weights
-        return check_finite(points.to(self.outermost.shift), name)
+        return check_finite(points.to(self.outermost.shift), name, points)
 
 
-class SplineCoupling(nn.Module):
+class SplineCoupling(Coupling):
     """A monotone spline of `bins` rational-quadratic pieces on [-interval,
     interval], and the identity outside, for each coordinate alone. Within a
     piece u is the share of its width, part that of its height.
@@ -895,13 +906,14 @@ class SplineCoupling(nn.Module):
     """
 
     MIN_SHARE, MAX_LOG_SLOPE = 0.16, 2.0
+    size = "interval"
 
     def __init__(self, members=None, bins=16, interval=5.0):
         super().__init__()
         self.bins = bins = check_integer(bins, "bins", at_least=2)
         if bins > 64:
             raise ValueError(f"bins must be at most 64, got {bins}")
-        self.interval = check_number(interval, "interval")
+        self.interval = check_number(interval, "interval", *SIZES)
         self.outputs = 3 * bins - 1
 
     def forward(self, z, outputs):
@@ -966,7 +978,8 @@ def pick(values, index):
 
 
 # A coupling has a number of `outputs`, which it wants from the network for
-# each coordinate that moves, and forward and inverse, which take coordinates
+# each coordinate that moves, the name of its `size`, a number or None that is
+# saved with the weights, and forward and inverse, which take coordinates
 # (..., n, d - j) and those outputs to their images and log-slopes.
 COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
 

@@ -27,6 +27,7 @@ from checks import (
     check_flag,
     check_integer,
     check_number,
+    check_values,
 )
 from helpers import (
     COUPLINGS,
@@ -77,7 +78,7 @@ def entropy(density, n=100_000, seed=0):
     check_density(density, "density")
     n = check_integer(n, "n", at_least=2)
     x = density.sample(n, random_generator(seed, SCORING))
-    return estimate(-density.log_probability(x).double())
+    return estimate(-density.log_probability(x).cpu().double())
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def grid_entropy(density, size=300):
     check_density(density, "density")
     around = density.sample(5000)
     grid = Grid.around(around, check_integer(size, "size"), 0.3)
-    log_p = density.log_probability(grid.points).double()
+    log_p = density.log_probability(grid.points).cpu().double()
     return -(log_p.exp() * log_p).sum().item() * grid.cell_area
 
 
@@ -153,17 +154,8 @@ def mean_interval(values, level=0.95):
     the interval (-inf, inf): it says nothing of its scatter. ValueError
     unless finite. (Student 1908)
     """
-    level = check_number(level, "level", below=1)
-    try:
-        values = np.asarray(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"values must be a list of numbers, got {brief(values)}"
-        ) from error
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            f"values must be a non-empty finite list, got {brief(values)}"
-        )
+    level = check_number(level, "level", 0, 1)
+    values = check_values(values)
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Interval(mean, -math.inf, math.inf)
@@ -180,11 +172,16 @@ def holm_intervals(comparisons, level=0.95):
     below (1 - level) / (m - k + 1), and its interval has that level; the
     others have the level at which the first of them failed. (Holm 1979)
     """
-    level = check_number(level, "level", below=1)
+    level = check_number(level, "level", 0, 1)
+    if not isinstance(comparisons, dict):
+        raise TypeError(
+            "comparisons must be a dict of lists of numbers, "
+            f"got {brief(comparisons)}"
+        )
     plain = {claim: mean_interval(v) for claim, v in comparisons.items()}
     alpha = {}
     for claim, (mean, _, _) in plain.items():
-        values = np.asarray(comparisons[claim], dtype=float)
+        values = check_values(comparisons[claim])
         n = len(values)
         error = values.std(ddof=1) / n**0.5 if n > 1 else math.inf
         t = abs(mean) / error if error > 0 else math.inf if mean else 0.0
@@ -541,13 +538,20 @@ class Memory:
 
     def recall(self, settings):
         """{index: run} of those that are there. One that cannot be read is
-        left out, with joblib's warning."""
+        left out, with a warning."""
         keys = {k: self.key(s) for k, s in enumerate(settings) if self.on}
-        found = {
-            k: self.cached(key, None) for k, key in keys.items()
-            if key and self.cached.check_call_in_cache(key, None)
-        }  # fmt: skip
-        return {k: run for k, run in found.items() if run is not None}
+        found = {}
+        for k, key in keys.items():
+            if key and self.cached.check_call_in_cache(key, None):
+                try:
+                    found[k] = self.cached.call_and_shelve(key, None).get()
+                except Exception as error:  # whatever a damaged pickle raises
+                    warnings.warn(
+                        f"training setting {k} again: what was kept of it "
+                        f"cannot be read ({type(error).__name__})",
+                        stacklevel=3,
+                    )
+        return found
 
     def keep(self, setting, run):
         if self.on and run[1] is not None and (key := self.key(setting)):

@@ -29,10 +29,12 @@ from checks import (
     check_finite,
     check_flag,
     check_integer,
+    check_names,
     check_number,
     check_points,
 )
 from helpers import (
+    FLOW_OF,
     PART,
     TRAINING,
     CouplingFlow,
@@ -90,17 +92,22 @@ class Recipe:
     tolerance: float = 1.0
     valid_fraction: float = 0.1
 
+    def __new__(cls, **switches):
+        """Whose names are checked first."""
+        check_names(switches, cls.__dataclass_fields__, "switch of train")
+        return super().__new__(cls)
+
     def __post_init__(self):
         check_integer(self.batch_size, "batch_size")
         check_number(self.learning_rate, "learning_rate")
         for name in ("beta2", "warmup", "average"):
-            check_number(getattr(self, name), name, below=1, or_equal=True)
+            check_number(getattr(self, name), name, 0, 1, or_equal=True)
         for name in ("cosine", "shuffle", "standardize", "sharpened"):
             check_flag(getattr(self, name), name)
         if self.tolerance not in (False, True, math.inf):
-            check_number(self.tolerance, "tolerance", or_equal=True)
-        check_number(self.jitter, "jitter", or_equal=True)
-        check_number(self.valid_fraction, "valid_fraction", below=1)
+            check_number(self.tolerance, "tolerance", 0, or_equal=True)
+        check_number(self.jitter, "jitter", 0, or_equal=True)
+        check_number(self.valid_fraction, "valid_fraction", 0, 1)
 
     def descent(self, flow, epochs, centres):
         """Adam, and the schedule of its learning rate."""
@@ -362,7 +369,7 @@ def prepare(flow, sets, recipe, generators):
     if recipe.standardize:
         outermost.set(found.shift, found.scale)
     centres, held_out = (
-        outermost.inverse(x.to(outermost.shift.device))[0].to(outermost.shift)
+        outermost.inverse(x)[0].to(outermost.shift)  # in float64 till then
         for x in (found.centres, found.held_out)
     )
     noise = found.noise.to(outermost.shift) / outermost.scale
@@ -541,17 +548,29 @@ def training_sets(flow, data, fraction):
     all members or one each."""
     if not isinstance(flow, CouplingFlow):
         raise TypeError(f"flow must be a CouplingFlow, got {brief(flow)}")
+    frozen = not any(p.requires_grad for p in flow.parameters())
+    if frozen or torch.is_inference_mode_enabled():
+        raise ValueError(
+            "flow must have weights that require gradients, got "
+            + ("none: see flow.requires_grad_()" if frozen else
+               "torch.inference_mode(), which has no gradients")
+        )  # fmt: skip
     sets, S = data, flow.members
     kinds = ToyDataset, torch.Tensor, np.ndarray
     listed = isinstance(data, (list, tuple)) and data and S
     listed = listed and isinstance(data[0], kinds)
     if not listed:
         data = data.data if isinstance(data, ToyDataset) else data
-        points = check_points(data, "data", flow.dim, members=S)
+        points = check_points(data, "data", flow.dim, members=S, hint=FLOW_OF)
         sets = points if points.dim() == 3 else [points]
     sets = [x.data if isinstance(x, ToyDataset) else x for x in sets]
-    sets = [check_points(x, "data", flow.dim).detach() for x in sets]
-    [check_finite(x.float(), "data") for x in sets]
+    sets = [
+        check_points(x, "data", flow.dim, hint=FLOW_OF).detach() for x in sets
+    ]
+    [check_finite(x.float(), "data", x) for x in sets]
+    spread = min((x.amax(0) - x.amin(0)).max().item() for x in sets)
+    if 0 < spread < 1e-30:  # a scale in single precision loses its digits
+        raise ValueError(f"data must vary by 1e-30 or more, got {spread:g}")
     sizes, wanted = {x.shape for x in sets}, (S,) if listed else (1, S)
     if len(sets) not in wanted or len(sizes) > 1:
         raise ValueError(

@@ -8,6 +8,7 @@ from collections import namedtuple
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,22 +17,37 @@ import helpers as h
 import study as s
 from training import Recipe, train
 
+# A value, and what the message says of it:
+Says = namedtuple("Says", "value words")
+
+
 NAN, INF = math.nan, math.inf
 POINTS = torch.randn(
     20, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
 )
 ONE_NAN, ONE_INF = POINTS.clone(), POINTS.clone()
 ONE_NAN[3, 1], ONE_INF[4, 0] = NAN, INF
+MASKED = np.ma.masked_array(np.ones((2, 2, 2)), np.eye(2)[None].repeat(2, 0))
+HUGE, TINY = (
+    Says(POINTS * 1e160, r"1e\+150 of 0, got .*e\+160"),
+    POINTS * 1e-160,
+)
+TABLES = [  # of a column of numbers and one of something else
+    Says(pd.DataFrame({"a": [1.0, 2.0], "b": pd.Series(odd)}), where)
+    for odd, where in [
+        ([True, False], r"True at \[0, 1\]"),
+        (["u", "v"], r"'u' at \[0, 1\]"),
+        (pd.Categorical(["u", "v"]), r"'u' at \[0, 1\]"),
+        (pd.array([1, None]), r"<NA> at \[1, 1\]"),
+        (pd.to_datetime(["2020", "2021"]), r"2020.* at \[0, 1\]"),
+    ]
+]
 WIDE, FLAT, ONE = torch.zeros(20, 3), torch.zeros(20), POINTS[:1]
 TRUTH, KDE = h.Circles(), h.GaussianKDE(POINTS, 0.3)
 SOLID, UNIT = h.GaussianMixture(np.eye(3), 1.0), h.Grid((0, 1), (0, 1), 4)
 FLOW, MANY = h.CouplingFlow(1), h.CouplingFlow(1, 3)
 DEEP = h.CouplingFlow(1, dim=3)
 SETTING = dict(dist_type="Moons", num_layers=1, epochs=1, num_samples=9)
-
-
-# A value, and what the message says of it:
-Says = namedtuple("Says", "value words")
 
 
 def words(value):
@@ -49,8 +65,9 @@ def words(value):
 # fmt: off
 CALLS = [
     (h.Circles, dict(sigma=0.1), dict(
-        sigma=[0, -0.5, NAN, INF, True, "1", None])),
-    (h.Moons, dict(sigma=0.1), dict(sigma=[0])),
+        sigma=[0, -0.5, NAN, INF, True, "1", None, 1e-200, 1e200,
+               Says(torch.tensor(0.0), "0.0"), Says(np.bool_(1), "True")])),
+    (h.Moons, dict(sigma=0.1), dict(sigma=[0, 1e-9])),
     (h.Spiral, dict(sigma=0.1), dict(sigma=[0])),
     (TRUTH.sample, dict(n=3, seed=0), dict(
         n=[0, -3, 2.5, True, "7", None, NAN],
@@ -58,7 +75,8 @@ CALLS = [
     (TRUTH.log_probability, dict(x=POINTS), dict(
         x=[FLAT, WIDE, torch.zeros(0, 2), ONE_NAN, ONE_INF, POINTS > 0,
            POINTS.to(torch.complex128), Says([[1, 2], [3]], r"\[3\]"),
-           "points", None, Says(7, r"\(\)"), torch.zeros(2, 20, 2)])),
+           "points", None, Says(7, r"\(\)"), torch.zeros(2, 20, 2),
+           Says([[1, 10**400]], "10000"), [["1", "2"]], *TABLES])),
     (KDE.log_probability, dict(x=POINTS), dict(x=[WIDE])),
     (FLOW.log_probability, dict(x=POINTS), dict(x=[WIDE])),
     (MANY.log_probability, dict(x=POINTS), dict(x=[
@@ -76,16 +94,19 @@ CALLS = [
                    for v in ("Moon", "circles", None, 3)],
         num_samples=[0], seed=[-1], num_gaussians=[0])),
     (h.GaussianMixture, dict(means=POINTS, sigma=1.0), dict(
-        means=[ONE_NAN], sigma=[0, None],
+        means=[ONE_NAN, HUGE], sigma=[0, None],
         covariances=[Says(np.ones((20, 2, 2)), r"\(20, 2, 2\)")])),
     (partial(h.GaussianMixture, np.eye(2)), dict(covariances=[np.eye(2)] * 2),
      dict(covariances=[
         Says(np.eye(2), r"\(2, 2, 2\)"), Says(-np.ones((2, 2, 2)), "-1"),
         Says([[[1, 2], [0, 1]]] * 2, "symmetric"),
         Says([[[1e-9, 9e-10], [-9e-10, 1e-9]]] * 2, "symmetric"),
-        Says(np.full((2, 2, 2), NAN), "nan")])),
+        Says(np.full((2, 2, 2), NAN), "nan"), "abc", [[1], [1, 2]],
+        Says(MASKED, "masked"), Says([None, None], r"None at \[0\]"),
+        torch.ones(2, 2, 2).bool(), torch.ones(2, 2, 2) * 1j])),
     (h.Grid, dict(xlim=(0, 1), ylim=(0, 1), size=9), dict(
-        xlim=[(1, 0), (1, 1), (0, NAN), (-INF, INF), (1,), "ab", None],
+        xlim=[(1, 0), (1, 1), (0, NAN), (-INF, INF), (1,), "ab", None,
+              (-1e160, 1e160), (1e16, 1e16 + 4), (0, 5e-324)],
         ylim=[(1, 0)], size=[0])),
     (h.Grid.around, dict(samples=POINTS), dict(
         samples=[WIDE], margin=[-0.1])),
@@ -93,32 +114,37 @@ CALLS = [
         values=[torch.zeros(15)])),
     (c.check_counts, dict(epochs=1), dict(epochs=[0])),
     # Kernel estimation
-    (h.GaussianKDE, dict(samples=POINTS, H=1), dict(samples=[FLAT], H=[
-        0, [[1.0, 2.0], [2.0, 4.0]], Says(np.eye(3), r"2 x 2.*1\.0"),
+    (h.GaussianKDE, dict(samples=POINTS, H=1), dict(
+        samples=[FLAT, HUGE], H=[
+        0, 1e-200, 1e200, [[0, 0], [0, 1]], Says(np.eye(2) * 1e-200, "2 x 2"),
+        [[1], [1, 2]], "abc", [[1.0, 2.0], [2.0, 4.0]],
+        Says(np.eye(3), r"2 x 2.*1\.0"),
         Says(np.ones((3, 2)), r"\[1\.0, 1\.0\]"),
         Says([[NAN, 0], [0, 1]], "nan"), Says([1.0, 1.0], r"\(2,\)")])),
     (KDE.sample, dict(n=1), dict(n=[0])),
     (h.reference_bandwidth, dict(samples=POINTS), dict(
-        samples=[FLAT, Says(ONE, "1$")])),
+        samples=[FLAT, Says(ONE, "1$"), HUGE, Says(TINY, "must differ")])),
     (h.select_bandwidth, dict(samples=POINTS, candidates=[1.0]), dict(
-        samples=[FLAT, Says(ONE, "1$")], candidates=[[]])),
+        samples=[FLAT, Says(ONE, "1$"), HUGE, Says(TINY, "must differ")],
+        candidates=[[], Says([1e-200, 0.3], "1e-200"), "abc",
+                    Says([[1], [1, 2]], r"\[1\]")])),
     (h.select_bandwidth, dict(samples=POINTS), dict(
         samples=[Says(torch.ones(5, 2), r"\[1.0, 1.0\]")])),
     (h.leave_one_out, dict(samples=POINTS, candidates=[1.0]), dict(
         samples=[FLAT, Says(ONE, "1$")],
-        candidates=[[], 0.3, None, [[0.1]], *(
+        candidates=[[], 0.3, None, Says([[0.1]], r"\[0\.1\]"), *(
             Says([0.1, b], str(b)) for b in (0.0, -1.0, NAN, INF, "a", True))],
         )),
     (h.sharpen, dict(samples=POINTS, h=1), dict(
-        samples=[FLAT], h=[0], step=[0])),
+        samples=[FLAT], h=[0, 1e-200], step=[0])),
     # Flows
     (h.CouplingFlow, dict(num_layers=1), dict(
         num_layers=[0], members=[0], dim=[1, 2.5], seed=[-1], hidden=[0],
         coupling=[Says("linear", f"{', '.join(h.COUPLINGS)}.*linear")],
-        start=[Says("0", "spread, uniform.*'0'")], bound=[0],
+        start=[Says("0", "spread, uniform.*'0'")], bound=[0, 1e-100],
         wings=[Says(8, "")])),
     (h.CouplingFlow, dict(num_layers=1, coupling="spline"), dict(
-        bins=[1, 65], interval=[0], bound=[Says(1.0, "")])),
+        bins=[1, 65], interval=[0, 1e60], bound=[Says(1.0, "")])),
     (h.CouplingLayer, dict(mask=[1, 0]), dict(
         mask=[[1, 1], [0, 0], [1, 0, 1], [], "10", None, 3, (2, 0)],
         members=[0], seed=[-1])),
@@ -131,11 +157,17 @@ CALLS = [
     (MANY.member, dict(i=0), dict(i=[3, -1])),
     # Training
     (partial(train, epochs=1), dict(flow=FLOW, data=POINTS, progress=False),
-     dict(flow=[None, 3, Says(h.CouplingLayer([1, 0]), "CouplingLayer")],
-          data=[WIDE, Says(POINTS * 1e300, "inf"),
+     dict(flow=[None, 3, Says(h.CouplingLayer([1, 0]), "CouplingLayer"),
+                Says(h.CouplingFlow(1).requires_grad_(False), "none")],
+          data=[Says(WIDE, r"\(20, 3\): take CouplingFlow\(..., dim=3\)"),
+                Says(POINTS * 1e-40, r"vary by 1e-30 or more, got .*e-40"),
+                Says(POINTS[:0], r"\(0, 2\)$"),
+                Says(POINTS * 1e100, r"e\+100, which is inf in .*float32"),
                 Says(POINTS[:2], "2 with valid_fraction 0.1")],
           seed=[-1], progress=[1], shuffle=[0, None, "yes"],
-          speed=[Says(3, "")])),
+          speed=[Says(3, "no switch of train: there are batch_size, ")],
+          lr=[Says(3, r"\(did you mean learning_rate\?\): .*, jitter, ")],
+          batchsize=[Says(3, "mean batch_size")])),
     (train, dict(flow=FLOW, data=POINTS, epochs=1, progress=False),
      dict(epochs=[0])),
     (partial(train, MANY), dict(data=POINTS, epochs=1, progress=False), dict(
@@ -159,10 +191,12 @@ CALLS = [
     (s.grid_entropy, dict(density=TRUTH, size=9), dict(
         density=[None], size=[0])),
     (s.mean_interval, dict(values=[1, 2], level=0.9), dict(
-        values=["abc", 3, Says(None, "nan"), [], Says([1, NAN], "nan"),
+        values=["abc", 3, None, [], Says([1, NAN], "nan"), ["1", "2"],
+                Says(MASKED[0, 0], "masked"), torch.ones(2) * 1j,
                 Says([1, INF], "inf"), Says([[1, 2]], r"\[1\.0, 2\.0\]")],
         level=[0, 1, NAN, "0.9"])),
-    (partial(s.holm_intervals, {"a": [1, 2]}), {}, dict(level=[1])),
+    (s.holm_intervals, dict(comparisons={"a": [1, 2]}), dict(
+        level=[1], comparisons=[[[1, 2]]])),
     (lambda values: s.holm_intervals({"a": values}), dict(values=[1, 2]), dict(
         values=[Says([1, NAN], "nan")])),
     (partial(s.verdict, "claim"), dict(interval=s.Interval(1, 0, 2)), dict(

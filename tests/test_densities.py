@@ -1,8 +1,13 @@
 """Laws of the closed-form densities, their samplers and the grid."""
 
+import functools
 import math
+import os
+import platform
+import runpy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import special, stats
@@ -80,6 +85,11 @@ def test_mixture_is_a_mean_of_normals(d, random):
         actual = mixture.log_probability(x).exp()
         np.testing.assert_allclose(actual, expected, rtol=1e-11)
         assert_mass_and_moments(mixture)
+    one, tensor = mixture.log_probability(x), torch.tensor(whole)
+    for same in (whole.astype(">f8"), tensor.float().requires_grad_(),
+                 list(tensor), np.ma.masked_array(whole)):  # fmt: skip
+        same = GaussianMixture(torch.tensor(means), covariances=same)
+        assert torch.equal(same.log_probability(x), one)
     data = helpers.ToyDataset(mixture, 30, seed=4)
     assert data.distribution is mixture and data.data.shape == (30, d)
 
@@ -97,13 +107,18 @@ def test_entropy_is_that_of_the_homeworks_parameters(name):
     assert abs(value - NATS[name]) < 5 * error + 0.001
 
 
+@functools.cache
+def legendre(n):
+    return special.roots_legendre(n)
+
+
 def quadrature(name, sigma, x):
     """log p as a mean over the angles: (n, 2) -> (n,). Both rules converge
     exponentially, the trapezoidal one on a circle, Gauss's on an arc."""
     if name == "Circles":
         angle, weight = np.arange(2000) * np.pi / 1000, np.full(2000, 1 / 4000)
     else:
-        node, weight = np.polynomial.legendre.leggauss(2000)
+        node, weight = legendre(2000)
         angle, weight = (node + 1) * np.pi / 2, weight / 4
     arc = np.stack([np.cos(angle), np.sin(angle)], 1)
     both = arc, 0.8 * arc if name == "Circles" else (1, 0.5) - arc
@@ -142,6 +157,18 @@ def test_log_density_is_finite_wherever_the_density_is(density):
     assert (values[-4:] < -1e4).all()
 
 
+@pytest.mark.parametrize("density", [
+    *DENSITIES.values(), GaussianKDE([(1, 2), (3, 5)], 0.1),
+    GaussianKDE([(1, 2), (3, 5)], [[1, 0.5], [0.5, 1]]),
+    LocalKDE([(1, 2), (3, 4)]),
+    GaussianMixture([(1, 2)], covariances=[[[2, 1], [1, 2]]]),
+], ids=lambda density: type(density).__name__)  # fmt: skip
+def test_where_a_square_overflows_the_density_is_0(density):
+    far = [(1e160, 0), (1e300, 1e300), (-1e308, 1e308), (0, -1e200)]
+    assert (density.log_probability(far) == -math.inf).all()
+    assert density.log_probability([(1, 1)]).isfinite().all()
+
+
 @each
 def test_sampler_is_pure(density):
     first = density.sample(10, seed=3)
@@ -153,6 +180,45 @@ def test_sampler_is_pure(density):
     generator = torch.Generator().manual_seed(3)
     assert torch.equal(first, density.sample(10, generator))
     assert not torch.equal(first, density.sample(10, generator))
+
+
+class Largest(torch.overrides.TorchFunctionMode):
+    """Notes the most numbers that one operation gives."""
+
+    most = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.most = max(self.most, out.numel())
+        return out
+
+
+CENTRES = 3 * torch.rand(
+    1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+)
+
+
+@pytest.mark.parametrize("density", [
+    GaussianKDE(CENTRES, 0.1), GaussianKDE(CENTRES, [[0.1, 0.05], [0, 0.1]]),
+    LocalKDE(CENTRES), GaussianMixture(CENTRES, 0.1), Moons(), Moons(0.02),
+    Spiral(), Circles(),
+], ids=lambda density: type(density).__name__)  # fmt: skip
+def test_memory_does_not_grow_with_points_times_samples(density):
+    """Which would be 1e7 numbers here."""
+    x = density.sample(10_000)
+    with Largest() as largest:
+        assert density.log_probability(x).isfinite().all()
+    assert largest.most <= 5 * helpers.PAIRS
+
+
+def test_nor_does_that_of_a_bandwidth():
+    samples = CENTRES.repeat(3, 1) * torch.linspace(1, 2, 3000)[:, None]
+    with Largest() as largest:
+        h = helpers.select_bandwidth(samples)
+        helpers.sharpen(samples, h)
+        GaussianKDE(samples, h).density(helpers.Grid((0, 6), (0, 6), 200))
+    assert largest.most <= 2 * helpers.PAIRS
 
 
 @pytest.mark.parametrize("density", [
@@ -180,6 +246,14 @@ def test_log_probability_takes_anything_like_an_array(density):
     expected = density.log_probability(torch.tensor(x))
     for same in (x, tuple(map(tuple, x)), np.array(x), np.float32(x)):
         assert torch.equal(density.log_probability(same), expected)
+    half = np.float16(x)
+    table = pd.DataFrame({"a": [0.5, 2], "b": pd.array([1.5, -1], "Float64")})
+    sparse = torch.tensor(x).to_sparse()
+    for same in (sparse, half, half.astype(">f8"), half[::-1][::-1], table,
+                 np.ma.masked_array(half), half.astype(object),
+                 [torch.tensor(row, requires_grad=True) for row in x],
+    ):  # fmt: skip
+        assert torch.equal(density.log_probability(same), expected)
     ones = density.log_probability(np.ones((3, 2), dtype=int))
     assert torch.equal(ones, density.log_probability(np.ones((3, 2))))
 
@@ -196,6 +270,38 @@ def test_dataset_holds_samples_of_its_distribution(name):
     assert torch.equal(data.data, expected)
     assert torch.equal(data.data, again.data)
     assert not torch.equal(data.data, other.data)
+
+
+def test_data_weights_training_and_scores_share_no_numbers():
+    """Of one seed; each draws from a stream of its own."""
+    streams = [0, helpers.WEIGHTS, helpers.TRAINING, helpers.SCORING]
+    drawn = [
+        torch.rand(999, generator=helpers.random_generator(7, stream))
+        for stream in (*streams, helpers.PART)
+    ]
+    assert len(torch.cat(drawn).unique()) > 4990  # of 2^24
+    flow = CouplingFlow(1, seed=7, start="uniform", hidden=128)
+    weights = (flow.layers[0].network[0].weight.detach().flatten() + 1) / 2
+    own, other = drawn.pop(1)[:128], torch.cat(drawn)
+    torch.testing.assert_close(weights, own)
+    assert not torch.isin(other, weights).any()
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="of x86-64 alone"
+)
+@pytest.mark.parametrize("given", [{}, {"MKL_CBWR": "AUTO"}])
+def test_importing_chooses_the_kernels_that_were_not_chosen(
+    monkeypatch, given
+):
+    names = ("MKL_CBWR", "ATEN_CPU_CAPABILITY")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    runpy.run_path(helpers.__file__)
+    chosen = [os.environ.get(name) for name in names]
+    assert chosen == [given.get("MKL_CBWR", "COMPATIBLE"), "avx2"]
 
 
 def test_grid_runs_along_x_first():

@@ -290,6 +290,19 @@ def test_saved_weights_give_the_same_density(coupling, options, dtype):
     assert torch.equal(other.sample(9), flow.sample(9))
 
 
+@pytest.mark.parametrize("coupling, saved, other", [
+    ("spline", {"interval": 3.0}, {}), ("affine", {"bound": 1.0}, {}),
+    ("affine", {}, {"bound": 1.0}), ("affine", {"bound": None}, None),
+])  # fmt: skip
+def test_weights_bring_what_they_mean(coupling, saved, other):
+    """Another interval or bound."""
+    flow, x = make_flow(2, None, coupling, **saved), normal_points(30)
+    other = saved if other is None else other
+    other = CouplingFlow(2, coupling=coupling, **other).double()
+    other.load_state_dict(flow.state_dict())
+    assert torch.equal(other.log_probability(x), flow.log_probability(x))
+
+
 @each_coupling
 @pytest.mark.parametrize("members", [None, 2])
 @pytest.mark.parametrize("K, d", [(1, 2), (4, 3)])

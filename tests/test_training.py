@@ -312,6 +312,23 @@ def test_member_is_trained_as_if_alone(coupling, bound, shared, d):
     assert (many.train_losses[:, 0] != many.train_losses[:, 1]).all()
 
 
+def test_gradients_are_on_where_they_were_off_and_off_where_frozen():
+    """What is frozen stays as it is; nothing to train is refused, as are
+    modes that forbid gradients."""
+    whole = quick(small_flow(), data())
+    with torch.no_grad():
+        assert same(quick(small_flow(), data()), whole)
+    flow = small_flow()
+    flow.layers[0].requires_grad_(False)
+    result = quick(flow, data()).flow
+    for k in (0, 1):
+        pairs = zip(flow.layers[k].parameters(),
+                    result.layers[k].parameters(), strict=True)  # fmt: skip
+        assert all(torch.equal(*pair) == (k == 0) for pair in pairs)
+    with torch.inference_mode(), pytest.raises(ValueError, match="flow must"):
+        quick(small_flow(), data())
+
+
 def test_data_may_come_as_a_dataset_points_or_lists():
     dataset = ToyDataset("GaussiansRot", 100, num_gaussians=3)
     points, flow = dataset.data, small_flow(2)
@@ -520,6 +537,31 @@ def test_interrupt_before_the_first_epoch_is_passed_on(monkeypatch, after):
     interrupt(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
         quick(small_flow(), data())
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_second_interrupt_does_not_wait_for_the_step(monkeypatch, times):
+    """The first one does, and both return the last whole epoch."""
+    reached = []
+
+    def press(number, log_p):
+        if number == 9:  # in the third epoch
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            reached.append(number)
+        return log_p
+
+    # Which a shell takes away from what runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    flow, points = small_flow(), data()
+    whole = quick(flow, points, 2, cosine=False, warmup=0)
+    seen = listen(monkeypatch, change=press)
+    with pytest.warns(UserWarning, match="interrupted"):
+        result = quick(flow, points, 9, cosine=False, warmup=0)
+    assert reached == [9] * (times == 1) and len(seen) == 8 + 3 - times
+    assert result.interrupted
+    assert torch.equal(weights(result.flow), weights(whole.flow))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.filterwarnings("ignore:interrupted")

@@ -28,6 +28,24 @@ def normal_points(*shape, d=2, seed=0, dtype=torch.float64):
     return torch.randn(*shape, d, generator=generator, dtype=dtype)
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor as of Apple's GPU: no float64, unknown to numpy until .cpu()
+    is called, and never in one operation with points of the processor."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        name, leaves = function.__name__, [*args, *(kwargs or {}).values()]
+        if name == "cpu":
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].detach().as_subclass(torch.Tensor)
+        own = [type(v) is not torch.Tensor or v.dim() == 0 for v in leaves]
+        if name in ("double", "numpy", "__array__"):
+            raise TypeError(f"no {name} on this device")
+        if name != "to" and not all(own):
+            raise RuntimeError("expected all tensors on the same device")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
 def jacobian(function, z):
     """y = f(z) and dy/dz by autograd: (..., d) -> (..., d), (..., d, d)."""
     z = z.detach().requires_grad_()
