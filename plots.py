@@ -582,20 +582,3 @@ def show_source(*objects):
         shown.append(source.rstrip())
         last = owner
     say("```python\n" + "\n\n".join(shown) + "\n```")
-
-
-def plot_intervals(ax, groups, color="C0", labels=None, log=False):
-    """(Until the notebooks are rewritten.)"""
-    for k, values in enumerate(groups.values()):
-        shade = color[k] if isinstance(color, list) else color
-        plot_seeds(ax, k, values, shade, 0.3, 0.28)
-    ax.set_xticks(range(len(groups)), labels or [str(g) for g in groups])
-    if log:
-        ax.set_yscale("log")
-
-
-def plot_trend(ax, table, x, y="kl", color="C0", label=None):
-    """(Until the notebooks are rewritten.)"""
-    of = {k: v[y].to_numpy() for k, v in table.groupby(x)}
-    plot_curve(ax, of, color, label)
-    ax.set(xscale="log", yscale="log")

@@ -11,7 +11,6 @@ from truths import Elsewhere
 
 import plots
 from helpers import Grid
-from study import mean_interval
 
 GRID = Grid((-3, 5), (10, 18), 4)
 # A number for each cell, no two alike, so that no turn or flip is the same.
@@ -105,16 +104,3 @@ def test_losses_are_drawn_with_the_epoch_that_is_used():
     np.testing.assert_allclose(by_label["held out"][:, 1], middle)
     np.testing.assert_allclose(by_label["training"][:, 1], middle + 1)
     assert (by_label["entropy"][:, 1] == 1.9).all()
-
-
-def test_intervals_are_students():
-    (ax,), _ = axes()
-    groups = {"a": [1.0, 2.0, 4.0], "b": [3.0]}
-    plots.plot_intervals(ax, groups)
-    drawn = [line.get_ydata() for line in ax.lines]
-    mean, low, high = mean_interval(groups["a"])
-    for own, wanted in zip(
-        drawn, ([1, 2, 4], [low, high], [mean], [3], [3]), strict=True
-    ):
-        np.testing.assert_allclose(np.ravel(own), wanted)
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b"]
