@@ -74,13 +74,17 @@ def pipe_table(table):
         names = [name or "" for name in table.index.names]
         table = table.reset_index(names=names)
     form = pd.options.display.float_format
+
+    def text(value):  # as one cell of one row
+        return str(value).replace("|", r"\|").replace("\n", " ")
+
     numbers = [pd.api.types.is_numeric_dtype(kind) for kind in table.dtypes]
     rows = [
-        [form(v) if isinstance(v, float) else str(v) for v in row]
+        [form(v) if isinstance(v, float) else text(v) for v in row]
         for row in table.itertuples(index=False)
     ]
     heads = [
-        " ".join(map(str, head)) if isinstance(head, tuple) else str(head)
+        text(" ".join(map(str, head)) if isinstance(head, tuple) else head)
         for head in table.columns
     ]
     rules = ["--:" if number else ":--" for number in numbers]

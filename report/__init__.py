@@ -146,6 +146,7 @@ class ReportExporter(Exporter):
                 part.metadata |= {"where": where, "notebook": place[0]}
                 part.id = f"{token}-{len(cells)}"
                 cells.append(part)
+        cells = self.arrange(cells, token)
         with tempfile.TemporaryDirectory(prefix="report-") as work:
             for file in FILES:  # their own path may not be of the locale
                 shutil.copy(HERE / file, work)
@@ -153,6 +154,19 @@ class ReportExporter(Exporter):
             options = "--standalone", *self.writer
             text = self.pandoc(cells, work, *options, report=report)
             return self.finish(Path(work), text, cells), resources
+
+    def arrange(self, cells, token):
+        """On paper the answers to a notebook's questions stand at the end."""
+        late = [c for c in cells if c.metadata.get("kind") == "answers"]
+        rest = [c for c in cells if c not in late]
+        for k, cell in enumerate(late):
+            number = re.match(r"0*(\d*)", cell.metadata["notebook"])[1]
+            title = "# Answers\n\n" * (k == 0) + f"## Notebook {number}"
+            about = {"where": cell.metadata["where"], "notebook": "answers"}
+            head = new_markdown_cell(title, metadata=about, attachments={})
+            head.id = f"{token}-answers-{k}"
+            rest += [head, cell]
+        return rest
 
     def pandoc(self, cells, work, *options, **about):
         """What pandoc writes of cells."""
@@ -238,9 +252,14 @@ class ReportExporter(Exporter):
         if cell.cell_type == "markdown":
             if self.code != "none" or "about-code" not in tags:
                 about = {"kind": kind} if kind == "contents" else {}
-                attached = cell.get("attachments", {})
+                attached, text = cell.get("attachments", {}), cell.source
+                if "answers" in tags:  # what unfolds in Jupyter
+                    about = {"kind": "answers"}
+                    text = re.sub(
+                        r"</?details>|<summary>.*</summary>", "", text
+                    )
                 yield new_markdown_cell(
-                    cell.source, metadata=about, attachments=attached
+                    text, metadata=about, attachments=attached
                 )
         if not cell.source.strip():
             return
@@ -262,7 +281,8 @@ class ReportExporter(Exporter):
                 what = f"{output.ename}: {output.evalue}"
                 raise Refused(f"{where} ended in an error: {what}")
             said = output.get("data", {}).get("text/markdown")
-            if not about.get("figure_caption") or said != f"*{caption}*":
+            words = re.sub(r"^\*Figure \d+\.\d+\. ", "*", said or "")
+            if not about.get("figure_caption") or words != f"*{caption}*":
                 yield from self.show(output, about, where)
             caption = about.get("caption", caption)
 
@@ -334,6 +354,10 @@ class ReportHTMLExporter(ReportExporter):
         "--embed-resources", "--variable=document-css=true",
         "--include-after-body=page.html",
     ]  # fmt: skip
+
+    def arrange(self, cells, token):
+        """On the screen they unfold where the questions are."""
+        return cells
 
     def finish(self, work, text, cells):
         """With its own style; the browser runs and loads nothing else."""

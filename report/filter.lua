@@ -147,13 +147,21 @@ local function blocks_of(cell)
   if not kind then return cell.content:walk(content) end
   if kind == "figure" then return figure(cell, cell.content:walk(content)) end
   if kind == "contents" then return {pandoc.RawBlock("typst", "#contents")} end
+  if kind == "answers" then
+    local words = cell.content:walk(content)
+    if typst then return words end
+    words:insert(1, html "<details><summary>Answers</summary>")
+    words:insert(html "</details>")
+    return words
+  end
   if kind == "printed" then block.classes = {""} end
   if kind ~= "fold" then return {block} end
   local open = html "<details><summary>Code</summary>"
   return typst and {} or {open, block, html "</details>"}
 end
 
-local unlisted = {Results = true, ["Try this"] = true, References = true}
+local unlisted = {Results = true, ["Try this"] = true, References = true,
+  ["Check yourself"] = true, ["What the source wrote"] = true}
 
 local function name_all(cell)
   local book, shown = cell.attributes.notebook, cell.attributes.figure

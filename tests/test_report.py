@@ -715,3 +715,18 @@ def test_the_page_works_offline_and_on_a_telephone(desk, browser):
     browser.refresh()
     assert run("return document.documentElement.scrollWidth") == 390
     assert browser.get_log("browser") == []
+
+
+def test_answers_unfold_on_the_screen_and_end_the_report_on_paper():
+    answers = ("<details><summary>Answers</summary>\n\n1. Because $x^2$.\n\n"
+               "</details>")  # fmt: skip
+    cells = [text("# 7 Title\n\nWhy?"), text(answers, tags=["answers"]),
+             text("## Afterwards\n\nMore.")]  # fmt: skip
+    paper = "".join(words(export(cells, name="07_other")))
+    assert "<details>" not in paper and "Answers" in paper
+    places = [paper.rindex(w) for w in ("More.", "Notebook7", "Because")]
+    assert places == sorted(places)
+    page = export(cells, ReportHTMLExporter)
+    folded = page.split("<summary>Answers</summary>")[1]
+    inside, _, behind = folded.partition("</details>")
+    assert "Because" in inside and "More." in behind
