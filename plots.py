@@ -2,7 +2,8 @@
 
 `plot_...` draws on an axis that it is given, `draw_...` makes a whole figure
 of densities, flows or values; none of them trains. `save_figure` shows a
-figure with its number and caption, and keeps a vector copy of it.
+figure with its number and caption, and keeps a vector copy of it. What one
+notebook alone shows is drawn in exhibits.py.
 """
 
 import ast
@@ -26,7 +27,6 @@ import seaborn as sns
 import torch
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
-from matplotlib.patches import FancyBboxPatch
 
 from checks import brief
 from helpers import Grid
@@ -285,7 +285,7 @@ def draw_fits(fits, grid=None):
     truths = [of.truth for of in fits.values()]
     around = torch.cat([truth.sample(2000) for truth in truths])
     grid = grid or Grid.around(around, 150, 0.1)
-    fig, axes = panels(len(fits), 4, 1.6)
+    fig, axes = panels(len(fits), 4, 1.6 + 0.4 / len(fits))
     top = max(truth.density(grid).max().item() for truth in truths)
     for row, (label, of) in zip(axes, fits.items(), strict=True):
         exact, image = of.truth.density(grid), of.flow.density(grid)
@@ -328,12 +328,13 @@ def draw_layers(flows, kls=None):
             images.append(stage.density(around))
         top = max(image.flatten().quantile(0.999) for image in images)
         for k, image in enumerate(images):
-            plot_density(below[k], image, around, top)
+            drawn = plot_density(below[k], image, around, top)
             title = above[k].get_title()
             if kls:
                 title += f"\nKL {kls[label][k]:.2f}"
             above[k].set_title(title)
         bare([*above, *below])
+        color_bar(fig, drawn, [*above, *below], "p, per unit of area")
         above[0].set_ylabel(label)
     return fig
 
@@ -404,56 +405,6 @@ def draw_groups(groups, ylabel="KL, nats", colors=(), width=WIDTH, height=2.2):
             ax.plot([], [], "D", ms=3.5, color=shade, label=label)
         fig.legend(loc="outside upper center", ncols=4)
     return fig
-
-
-def plot_graph(ax, inverse=False):
-    """The coupling layer as a computational graph, x to y; or its inverse,
-    y to x."""
-    source, target = ("y", "x") if inverse else ("x", "y")
-    first, second = ("−", "×") if inverse else ("×", "+")
-    boxes = [("t", 1.45), ("exp(−s)", 2.75)]
-    if not inverse:
-        boxes = [("exp(s)", 1.45), ("t", 2.75)]
-
-    def node(x, y, text, width=0.42, color="white"):
-        style = "round,pad=0,rounding_size=0.12"
-        box = FancyBboxPatch(
-            (x - width / 2, y - 0.17), width, 0.34, boxstyle=style,
-            fc=color, ec="0.2", lw=0.8, zorder=3,
-        )  # fmt: skip
-        ax.add_patch(box)
-        ax.text(x, y, text, ha="center", va="center", zorder=4)
-
-    def arrow(*points):
-        xs, ys = (
-            zip(*points[:-1], strict=True) if len(points) > 2 else ((), ())
-        )
-        ax.plot(xs, ys, color="0.2", lw=0.8, zorder=1)
-        style = {"arrowstyle": "-|>", "color": "0.2", "lw": 0.8}
-        style |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-        ax.annotate("", points[-1], points[-2], arrowprops=style, zorder=2)
-
-    pale, tint = "#e8f1f5", "#fdf0dd"
-    for row, i in ((1.4, 1), (0.0, 2)):
-        node(0, row, f"${source}_{i}$", color=pale)
-        node(4.2, row, f"${target}_{i}$", color=pale)
-    arrow((0.21, 1.4), (3.99, 1.4))
-    for (label, x), sign in zip(boxes, (first, second), strict=True):
-        node(
-            x, 0.72, label, width=0.85 if "exp" in label else 0.42, color=tint
-        )
-        node(x, 0, sign, width=0.34)
-        arrow((x, 1.4), (x, 0.89))
-        arrow((x, 0.55), (x, 0.17))
-        ax.plot(x, 1.4, "o", ms=3, color="0.2")
-    x1, x2 = (x for _, x in boxes)
-    arrow((0.21, 0), (x1 - 0.17, 0))
-    arrow((x1 + 0.17, 0), (x2 - 0.17, 0))
-    arrow((x2 + 0.17, 0), (3.99, 0))
-    ax.set(xlim=(-0.3, 4.5), ylim=(-0.3, 1.7), aspect="equal")
-    ax.axis("off")
-    name = r"$f^{-1}$: y to x" if inverse else "$f$: x to y"
-    ax.set_title(name)
 
 
 def _fewer_colors(png):

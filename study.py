@@ -35,6 +35,7 @@ from helpers import (
     CouplingFlow,
     CouplingLayer,
     Density,
+    GaussianMixture,
     Grid,
     ToyDataset,
     one_thread,
@@ -221,10 +222,14 @@ def in_words(interval):
 
 
 def in_factors(interval):
-    """An interval of gains in log KL, as factors of the KL."""
-    mean, high, low = np.exp(np.negative(interval))
-    answer = in_words(interval).split(" by ")[0].split(":")[0]
-    return f"{answer}: × {mean:.2f} [{low:.2f}, {high:.2f}]"
+    """An interval of gains in log KL, as people say it."""
+    mean, low, high = np.exp(interval)
+    if low <= 1 <= high:
+        return f"cannot tell: [{low:.2f}, {high:.2f}]"
+    word = "smaller" if low > 1 else "larger"
+    if word == "larger":
+        mean, low, high = 1 / mean, 1 / high, 1 / low
+    return f"{word} by a factor of {mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def table_of_means(values):
@@ -328,6 +333,17 @@ def table_of_pairs(pairs, first, second):
         spreads = [pair[k].spread for pair in pairs.values()]
         table.insert(k, f"KL, {name}", spreads)
     return table
+
+
+def turned_mixture(d, seed, gaussians=5):
+    """Gaussians of standard deviations from 0.2 to 1 along random axes, with
+    means on a sphere of radius 2.5: a truth for d dimensions."""
+    random = np.random.default_rng(seed)
+    means = random.normal(size=(gaussians, d))
+    means *= 2.5 / np.linalg.norm(means, axis=1, keepdims=True)
+    turn = np.linalg.qr(random.normal(size=(gaussians, d, d)))[0]
+    C = turn * np.geomspace(0.2, 1, d) ** 2 @ turn.swapaxes(1, 2)
+    return GaussianMixture(means, covariances=(C + C.swapaxes(1, 2)) / 2)
 
 
 class Fit(NamedTuple):
