@@ -123,7 +123,12 @@ local function figure(cell, blocks)
     cover = pandoc.MetaBlocks{pandoc.Para{image}}
   end
   local body = pandoc.Blocks{pandoc.Plain(images)}
-  return {pandoc.Figure(body, {long = blocks}, {id = about.id})}
+  local made = pandoc.Figure(body, {long = blocks}, {id = about.id})
+  if not typst or not about.text:match "%.1$" then return {made} end
+  return {  -- the first of a notebook stays below its title
+    pandoc.RawBlock("typst", "#[#show figure: set figure(placement: none)"),
+    made, pandoc.RawBlock("typst", "]"),
+  }
 end
 
 -- The rest of a cell, and the document.

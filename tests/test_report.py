@@ -164,9 +164,14 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
         text("# A"),
         code("N = 9_000\nH = 1.0", count=None, tags=["parameters"]),
         code("print('N is', N, H)\n1 / (N - 3)", count=None),
-    ]
+        code("import os, pathlib\nf = pathlib.Path(os.environ['FIGURES'])\n"
+             "f.mkdir(exist_ok=True)\n(f / 'a.svg').write_text('new');",
+             count=None),
+    ]  # fmt: skip
     for name in NAMES[0], NAMES[2]:
         desk.put(name, *cells)
+    (desk.path / "figures").mkdir()
+    (desk.path / "figures/a.svg").write_text("committed")
     before = desk.read(NAMES[0])
     desk.bind("-p", "H", "1e-3", "-p", "03.N", "40", "--code", "none")
     pdf = desk.read("report.pdf")
@@ -182,6 +187,7 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
     stopped = "error: stopped; the last report stays"
     assert desk.bind("--execute") == stopped
     assert desk.read("report.pdf") == pdf and desk.read(NAMES[0]) == before
+    assert desk.read("figures/a.svg") == b"committed"
 
 
 @pytest.mark.parametrize("cell, message", [
