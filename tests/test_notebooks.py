@@ -42,12 +42,17 @@ def test_notebook_is_committed_as_it_ran(path):
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     counts = [c.execution_count for c in cells]
     assert counts == list(range(1, len(cells) + 1))
+    first = [o for c in notebook.cells[:3] for o in c.get("outputs", ())]
+    assert any("image/png" in o.get("data", ()) for o in first)
     for cell in cells:
-        assert len(cell.source.splitlines()) <= 25
+        assert len(cell.source.splitlines()) <= 20
+        folded = cell.metadata.get("jupyter") == {"source_hidden": True}
+        assert folded == ("hide-input" in cell.metadata.get("tags", ()))
         assert max(map(len, cell.source.splitlines())) <= 79
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
+            assert "False" not in output.get("text", "")
             assert not any("widget" in m for m in output.get("data", ()))
     assert "widgets" not in notebook.metadata
     assert path.stat().st_size < 5e6
