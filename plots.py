@@ -271,7 +271,8 @@ def draw_densities(table, share="row", notes=None, grids=None, size=100):
             )
             top = first.density(grid).flatten().quantile(0.9995).item()
             words = [str(column)] if i == 0 else []
-            words += [notes[row][column]] if notes and notes[row] else []
+            own = (notes or {}).get(row)
+            words += [own[column]] if own else []
             plot_density(axes[i, k], table[row][column].density(grid), grid,
                          top, "\n".join(words))  # fmt: skip
         axes[i, 0].set_ylabel(row)

@@ -218,18 +218,16 @@ def in_words(interval):
         return f"better by {interval}"
     if high < 0:
         return f"worse by {Interval(-mean, -high, -low)}"
-    return f"cannot tell: [{low:.3f}, {high:.3f}]"
+    return f"cannot tell: better by [{low:.3f}, {high:.3f}]"
 
 
 def in_factors(interval):
-    """An interval of gains in log KL, as people say it."""
-    mean, low, high = np.exp(interval)
-    if low <= 1 <= high:
-        return f"cannot tell: [{low:.2f}, {high:.2f}]"
-    word = "smaller" if low > 1 else "larger"
-    if word == "larger":
-        mean, low, high = 1 / mean, 1 / high, 1 / low
-    return f"{word} by a factor of {mean:.2f} [{low:.2f}, {high:.2f}]"
+    """An interval of gains in log KL, as what the KL is multiplied by."""
+    word = "smaller" if interval.low > 0 else "larger"
+    if interval.low <= 0 <= interval.high:
+        word = "cannot tell"
+    mean, high, low = np.exp(np.negative(interval))
+    return f"{word}: × {mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def table_of_means(values):

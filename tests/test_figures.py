@@ -131,11 +131,11 @@ def test_groups_show_every_seed(groups):
 
 @pytest.mark.parametrize("interval, words, factors", [
     ((0.5, 0.25, 0.75), "better by 0.500 [0.250, 0.750]",
-     "smaller by a factor of 1.65 [1.28, 2.12]"),
+     "smaller: × 0.61 [0.47, 0.78]"),
     ((-0.5, -0.75, -0.25), "worse by 0.500 [0.250, 0.750]",
-     "larger by a factor of 1.65 [1.28, 2.12]"),
-    ((0.1, -0.1, 0.3), "cannot tell: [-0.100, 0.300]",
-     "cannot tell: [0.90, 1.35]"),
+     "larger: × 1.65 [1.28, 2.12]"),
+    ((0.1, -0.1, 0.3), "cannot tell: better by [-0.100, 0.300]",
+     "cannot tell: × 0.90 [0.74, 1.11]"),
 ])  # fmt: skip
 def test_words_say_which_way(interval, words, factors):
     interval = study.Interval(*interval)
@@ -164,7 +164,7 @@ def test_pairs_say_what_the_second_multiplies():
     told = table.loc["ours"]
     assert told["KL, few"] == "0.400 (0.2–inf)"
     assert told["KL, many"] == "0.200 (0.1–0.5)"
-    assert told["many against few"].startswith("smaller by a factor of 2.00 ")
+    assert told["many against few"].startswith("smaller: × 0.50 ")
     assert a.middle == 1 and a.log_kl().tolist()[2] == 0  # as 1 nat
 
 
