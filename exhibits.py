@@ -25,6 +25,7 @@ from plots import (
     color_bar,
     draw_fits,
     draw_groups,
+    draw_layers,
     panels,
     plain_log,
     plot_curve,
@@ -33,11 +34,13 @@ from plots import (
     plot_layers,
     plot_losses,
     plot_samples,
+    save_figure,
 )
 from study import (
     grid_entropy,
     holm_intervals,
     in_factors,
+    kl_by_layer,
     kl_divergence,
     log_ratios,
     mean_interval,
@@ -570,3 +573,33 @@ def print_check(name, values, expected):
     agree = bool(abs(mean - float(expected)) < 4 * error)
     print("equal within 4 standard errors:", agree)
     assert agree
+
+
+# Depth, size, complexity (notebook 04)
+
+
+def show_task(name, fits):
+    """draw_fits and draw_layers of {label: Fit}, as figures name_density and
+    name_layers, with their captions."""
+    save_figure(
+        draw_fits(fits), f"{name}_density", "Losses of all seeds (thin), "
+        "their median, and the epochs used; truth, flow of the middle seed, "
+        "and their difference (red: too much).",
+    )  # fmt: skip
+    flows = {label: fit.flow for label, fit in fits.items()}
+    kls = {
+        label: kl_by_layer(fit.truth, fit.flow) for label, fit in fits.items()
+    }
+    save_figure(
+        draw_layers(flows, kls), f"{name}_layers", "Above, samples of the "
+        "prior and after every layer, coloured by their start; below, the "
+        "density. KL from the truth, in nats.",
+    )  # fmt: skip
+
+
+def mass_in_the_seas(fit):
+    """Of every seed's flow, the mass further than 4 sigma from every mean of
+    the truth, whose own is about exp(-8): -> (S,)."""
+    x = fit.result.flow.sample(20_000, seed=3).cpu().double()
+    away = torch.cdist(x, fit.truth.means).amin(-1)
+    return (away > 4 * fit.truth.sigma).double().mean(-1).numpy()

@@ -270,7 +270,7 @@ def draw_densities(table, share="row", notes=None, grids=None, size=100):
                 first.sample(5000), size, 0.1
             )
             top = first.density(grid).flatten().quantile(0.9995).item()
-            words = [str(column)] if i == 0 else []
+            words = [str(column).replace(", ", ",\n")] if i == 0 else []
             own = (notes or {}).get(row)
             words += [own[column]] if own else []
             plot_density(axes[i, k], table[row][column].density(grid), grid,
@@ -359,7 +359,7 @@ def draw_curves(
     """Values against numbers on log scales, {title: {label: {x: values
     (n,)}}}, a panel a title: every seed's, means and intervals. lines:
     {label: {x: y}}, in every panel, of which nothing scatters."""
-    fig, axes = panels(1, len(curves), 2.3, width=width, sharey=True)
+    fig, axes = panels(1, len(curves), 2.6, width=width, sharey=True)
     named = {}
     for ax, (title, of) in zip(axes[0], curves.items(), strict=True):
         for label, values in of.items():
@@ -373,6 +373,14 @@ def draw_curves(
         ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         ax.minorticks_off()
         plain_log(ax.yaxis)
+    seen = [
+        np.ravel(list(values.values()))
+        for of in curves.values()
+        for values in of.values()
+    ]
+    seen = np.concatenate(seen)  # an interval may go down to 0 and below
+    seen = seen[np.isfinite(seen) & (seen > 0)]
+    axes[0, 0].set_ylim(0.7 * seen.min(), 1.4 * seen.max())
     axes[0, 0].set_ylabel(ylabel)
     ax = axes[0, -1]
     for label, color in named.items():

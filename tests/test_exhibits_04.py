@@ -1,0 +1,45 @@
+"""What notebook 04 measures, against what is known."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import exhibits
+import study
+from helpers import ToyDataset, toy_distribution
+
+TRUTH = toy_distribution("GaussiansRot", 3)
+
+
+def test_mass_in_the_seas_is_that_beyond_four_sigma():
+    """Of the truth itself about exp(-8); of a wide blob nearly all."""
+    blob = TRUTH.sample(20_000, 1) * 10
+    flows = [TRUTH.sample(20_000, 1), blob]
+    flow = SimpleNamespace(sample=lambda n, seed: torch.stack(flows))
+    fit = SimpleNamespace(truth=TRUTH, result=SimpleNamespace(flow=flow))
+    own, wide = exhibits.mass_in_the_seas(fit)
+    assert own == pytest.approx(math.exp(-8), abs=5e-4) and wide > 0.9
+
+
+def test_kernel_estimates_are_of_their_own_points():
+    x = ToyDataset(TRUTH, 300, 5).data.double()
+    found = study.kernel_estimates(x)
+    h = found["one h"].H[0, 0]
+    assert found["sharpened"].H[0, 0] == pytest.approx(1.5 * float(h))
+    assert torch.equal(found["one h"].samples, x)
+    kl = study.kernel_kl(TRUTH, 300, 5, 2000)
+    assert (
+        kl["one h"] == study.kl_divergence(TRUTH, found["one h"], 2000).value
+    )
+    assert [*kl] == ["one h", "sharpened", "local width"]
+
+
+def test_turned_mixture_has_its_axes_and_its_sphere():
+    p = study.turned_mixture(4, seed=3)
+    assert p.means.norm(dim=1).sub(2.5).abs().max() < 1e-12
+    for root in p.roots:
+        widths = torch.linalg.svdvals(root)
+        assert widths[[0, -1]].tolist() == pytest.approx([1, 0.2])
+    assert not torch.equal(p.means, study.turned_mixture(4, seed=4).means)
