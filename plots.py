@@ -311,7 +311,7 @@ def draw_layers(flows, kls=None):
     All are in the unit of the layers. kls: {label: KL after 0, 1, ... layers}
     for the titles."""
     wide = 1 + max(len(flow.layers) for flow in flows.values())
-    height = min(1.5, 6.0 / wide + 0.15)
+    height = min(1.2, 5.2 / wide + 0.1)
     fig, axes = panels(2 * len(flows), wide, height)
     for ax in axes.flat:
         ax.axis("off")

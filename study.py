@@ -284,9 +284,8 @@ def sweep(
     -> (table, a TrainingResult a setting, None for a failure).
     The settings run in n_jobs processes (-1: one a core), or where
     joblib.parallel_config sends them, and are kept in runs/, or $RUNS, as
-    soon as they are ready; where that is empty or cannot be written nothing
-    is, nor is a density of a class of your own. A KeyboardInterrupt returns
-    those that were ready.
+    soon as they are ready, if that can be written and is not empty; but for
+    densities of your own class. A KeyboardInterrupt returns what was ready.
 
     >>> setting = {"dist_type": "Moons", "num_layers": 1, "epochs": 2}
     >>> table = sweep([setting], seeds=2, points=100, progress=False)
