@@ -5,14 +5,10 @@ comparison stands on several seeds, with Student's interval.
 """
 
 import copy
-import hashlib
 import inspect
 import math
-import os
-import tempfile
 import warnings
 from dataclasses import fields
-from pathlib import Path
 from typing import NamedTuple
 
 import joblib
@@ -45,6 +41,7 @@ from helpers import (
     select_bandwidth,
     sharpen,
 )
+from memory import Memory
 from training import Recipe, TrainingResult, progress_bar, train
 
 # Scores
@@ -518,85 +515,3 @@ def check_settings(settings):
                 f"{sorted(unknown, key=str)} and lacks {sorted(missing)}; "
                 f"known: {', '.join(sorted(known))}"
             )
-
-
-HERE = Path(__file__).parent
-
-
-def digest_of_sources():
-    modules = ("checks", "helpers", "training", "study")
-    sources = [(HERE / f"{module}.py").read_bytes() for module in modules]
-    return hashlib.sha256(b"".join(sources)).hexdigest()
-
-
-IMPORTED = digest_of_sources()
-
-
-class Memory:
-    """What sweep has trained, by joblib.Memory: a result is read again only
-    for the same setting, seeds, points, sources, torch and kernels."""
-
-    def __init__(self, seeds, points):
-        folder = os.environ.get("RUNS", "runs")
-        self.on = bool(folder)
-        try:
-            if self.on:
-                (HERE / folder).mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=HERE / folder).close()
-        except (OSError, ValueError) as error:
-            self.on = False
-            warnings.warn(
-                f"RUNS must be a folder to write to, got {brief(folder)}, so "
-                f"this sweep is not remembered: {error}", stacklevel=3,
-            )  # fmt: skip
-        if self.on and digest_of_sources() != IMPORTED:
-            self.on = False
-            warnings.warn(
-                "checks.py, helpers.py, training.py or study.py has changed "
-                "since it was imported, so this sweep is not remembered: "
-                "restart the kernel", stacklevel=3,
-            )  # fmt: skip
-        memory = joblib.Memory(HERE / folder if self.on else None, verbose=0)
-        self.cached = memory.cache(stored, ignore=["run"])
-        kernels = ("MKL_CBWR", "ATEN_CPU_CAPABILITY")
-        self.about = (
-            list(seeds), points, IMPORTED, torch.__version__,
-            [os.environ.get(name) for name in kernels],
-        )  # fmt: skip
-
-    def key(self, setting):
-        """Of a density its class and numbers: tensors have no fixed hash.
-        None for one whose class is not in helpers.py: it may change."""
-        truth = setting["dist_type"]
-        if isinstance(truth, Density):
-            if type(truth).__module__ != Density.__module__:
-                return None
-            numbers = {name: np.asarray(v) for name, v in vars(truth).items()}
-            setting = {**setting, "dist_type": (type(truth).__name__, numbers)}
-        return joblib.hash((setting, self.about))
-
-    def recall(self, settings):
-        """{index: run} of those that are there. One that cannot be read is
-        left out, with a warning."""
-        keys = {k: self.key(s) for k, s in enumerate(settings) if self.on}
-        found = {}
-        for k, key in keys.items():
-            if key and self.cached.check_call_in_cache(key, None):
-                try:
-                    found[k] = self.cached.call_and_shelve(key, None).get()
-                except Exception as error:  # whatever a damaged pickle raises
-                    warnings.warn(
-                        f"training setting {k} again: what was kept of it "
-                        f"cannot be read ({type(error).__name__})",
-                        stacklevel=3,
-                    )
-        return found
-
-    def keep(self, setting, run):
-        if self.on and run[1] is not None and (key := self.key(setting)):
-            self.cached.call(key, run)
-
-
-def stored(key, run):
-    """What joblib keeps under a key: the run that it is given."""
-    return run

@@ -18,6 +18,7 @@ from scipy import stats
 from truths import Elsewhere, make_flow
 
 import helpers
+import memory
 import study
 import training
 from helpers import GaussianMixture, toy_distribution
@@ -421,7 +422,7 @@ def test_what_may_have_changed_unseen_is_not_kept(monkeypatch, folder):
     ran = count_runs(monkeypatch)
     own = [setting(dist_type=Own([(0, 0)], 1.0))]
     run_all(own), run_all(own)
-    monkeypatch.setattr(study, "IMPORTED", "other sources")
+    monkeypatch.setattr(memory, "IMPORTED", "other sources")
     with pytest.warns(UserWarning, match="restart the kernel"):
         run_all(SETTINGS[:1])
     assert ran == [0] * 3 and not [*folder.rglob("output.pkl")]
@@ -484,10 +485,10 @@ def test_two_sweeps_at_once_share_a_folder(monkeypatch, folder, serial):
     """And modules with another recipe train anew."""
     other = folder.parent / "other"
     other.mkdir()
-    for name in ("checks.py", "helpers.py", "training.py", "study.py"):
-        source = (ROOT / name).read_text("utf-8")
+    for path in ROOT.glob("*.py"):
+        source = path.read_text("utf-8")
         source = source.replace("jitter: float = 1.5", "jitter: float = 1.4")
-        (other / name).write_text(source, "utf-8")
+        (other / path.name).write_text(source, "utf-8")
     code = "from study import sweep; print(sweep(%r, n_jobs=1, **%r).kl.sum())"
     command = [sys.executable, "-c", code % (SETTINGS, OPTIONS)]
     jobs = [
