@@ -60,12 +60,12 @@ class Memory:
     def key(self, setting):
         """Of a density its class and numbers: tensors have no fixed hash.
         None for one whose class is not in helpers.py: it may change."""
-        truth = setting["dist_type"]
-        if isinstance(truth, Density):
-            if type(truth).__module__ != Density.__module__:
-                return None
-            numbers = {name: np.asarray(v) for name, v in vars(truth).items()}
-            setting = {**setting, "dist_type": (type(truth).__name__, numbers)}
+        kinds = setting["dist_type"]
+        listed = kinds if isinstance(kinds, list) else [kinds]
+        truths = [of for of in listed if isinstance(of, Density)]
+        if any(type(of).__module__ != Density.__module__ for of in truths):
+            return None
+        setting = {**setting, "dist_type": [*map(plain, listed)]}
         return joblib.hash((setting, self.about))
 
     def recall(self, settings):
@@ -88,6 +88,13 @@ class Memory:
     def keep(self, setting, run):
         if self.on and run[1] is not None and (key := self.key(setting)):
             self.cached.call(key, run)
+
+
+def plain(kind):
+    if not isinstance(kind, Density):
+        return kind
+    numbers = {name: np.asarray(value) for name, value in vars(kind).items()}
+    return type(kind).__name__, numbers
 
 
 def stored(key, run):

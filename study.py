@@ -40,6 +40,7 @@ from helpers import (
     random_generator,
     select_bandwidth,
     sharpen,
+    toy_distribution,
 )
 from memory import Memory
 from training import Recipe, TrainingResult, progress_bar, train
@@ -272,13 +273,14 @@ def sweep(
 ):  # fmt: skip
     """Train an ensemble for every setting: -> DataFrame, a row a run.
 
-    settings: dicts with arguments of ToyDataset (dist_type may be a density),
-    CouplingFlow and train. seeds: how many, 0, 1, ...; each has its own data,
-    weights and noise. Columns: setting (its index), the settings, seed, kl
-    and kl_se (nats, of the weights used, on as many fresh points), valid_loss
-    (nats) and best_epoch of the lowest held-out loss, parameters, seconds
-    (CPU, one member's share), status: "ok", or what went wrong. results=True:
-    -> (table, a TrainingResult a setting, None for a failure).
+    settings: dicts with arguments of ToyDataset (dist_type may be a density,
+    or a list with one for each seed), CouplingFlow and train. seeds: how
+    many, 0, 1, ...; each has its own data, weights and noise. Columns:
+    setting (its index), the settings, seed, kl and kl_se (nats, of the
+    weights used, on as many fresh points), valid_loss (nats) and best_epoch
+    of the lowest held-out loss, parameters, seconds (CPU, one member's
+    share), status: "ok", or what went wrong. results=True: -> (table, a
+    TrainingResult a setting, None for a failure).
     The settings run in n_jobs processes (-1: one a core), or where
     joblib.parallel_config sends them, and are kept in runs/, or $RUNS, as
     soon as they are ready, if that can be written and is not empty; but for
@@ -289,8 +291,8 @@ def sweep(
     >>> table.status.tolist()
     ['ok', 'ok']
     """
-    check_settings(settings), check_jobs(n_jobs)
     seeds = range(check_integer(seeds, "seeds"))
+    check_settings(settings, len(seeds)), check_jobs(n_jobs)
     check_integer(points, "points", at_least=2)
     check_flag(results, "results"), check_flag(progress, "progress")
     memory = Memory(seeds, points)
@@ -345,10 +347,10 @@ def turned_mixture(d, seed, gaussians=5):
 
 
 class Fit(NamedTuple):
-    """A setting, trained: its truth, its TrainingResult, and its runs, a row
-    a seed."""
+    """A setting, trained: its truth (or truths, one a seed), its
+    TrainingResult, and its runs, a row a seed."""
 
-    truth: Density
+    truth: Density | list
     result: TrainingResult
     runs: pd.DataFrame
 
@@ -389,8 +391,9 @@ def train_all(settings, seeds=8, points=100_000):
         runs = table[table.setting == k]
         if results[k] is None:
             raise RuntimeError(f"{label}: {[*runs.status] or 'interrupted'}")
-        gaussians = setting.get("num_gaussians", 5)
-        truth = ToyDataset(setting["dist_type"], 1, 0, gaussians).distribution
+        truth = setting["dist_type"]
+        if isinstance(truth, str):
+            truth = toy_distribution(truth, setting.get("num_gaussians", 5))
         fits[label] = Fit(truth, results[k], runs)
     return fits
 
@@ -437,7 +440,9 @@ def as_table(done, results):
 def run_setting(index, setting, seeds, points):
     """One ensemble, a member a seed: -> index, (rows, TrainingResult or
     None)."""
-    rows = [{**setting, "seed": seed} for seed in seeds]
+    kinds = of_each_seed(setting, seeds)
+    rows = [{**setting, "dist_type": kind, "seed": seed}
+            for kind, seed in zip(kinds, seeds, strict=True)]  # fmt: skip
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the row says who diverged
@@ -465,7 +470,10 @@ def run_ensemble(setting, seeds, points):
         {name: setting[name] for name in setting if name in known}
         for known in ROUTES
     )
-    data = [ToyDataset(seed=s, **data_options) for s in seeds]
+    data = [
+        ToyDataset(**data_options | {"dist_type": kind}, seed=s)
+        for kind, s in zip(of_each_seed(setting, seeds), seeds, strict=True)
+    ]
     flow = CouplingFlow(
         members=len(seeds), seed=seeds[0], dim=data[0].data.shape[1],
         **flow_options,
@@ -473,7 +481,19 @@ def run_ensemble(setting, seeds, points):
     result = train(flow, data, seed=seeds[0], progress=False, **train_options)
     if result.interrupted:  # half a training is not a result
         raise KeyboardInterrupt
-    return result, kl_divergence(data[0].distribution, result.flow, points)
+    if not isinstance(setting["dist_type"], list):
+        kl = kl_divergence(data[0].distribution, result.flow, points)
+        return result, kl
+    kls = [
+        kl_divergence(x.distribution, result.flow.member(i), points)
+        for i, x in enumerate(data)
+    ]
+    return result, Estimate(*torch.tensor(kls, dtype=torch.float64).T)
+
+
+def of_each_seed(setting, seeds):
+    kind = setting["dist_type"]
+    return kind if isinstance(kind, list) else [kind] * len(seeds)
 
 
 def names_of(*functions):
@@ -498,7 +518,7 @@ def check_jobs(n_jobs):
         raise ValueError(f"n_jobs must not be 0, got {n_jobs}")
 
 
-def check_settings(settings):
+def check_settings(settings, seeds):
     dicts = isinstance(settings, (list, tuple)) and len(settings)
     if not (dicts and all(isinstance(s, dict) for s in settings)):
         raise TypeError(
@@ -514,4 +534,10 @@ def check_settings(settings):
                 f"setting {brief(setting)} has unknown keys "
                 f"{sorted(unknown, key=str)} and lacks {sorted(missing)}; "
                 f"known: {', '.join(sorted(known))}"
+            )
+        kind = setting["dist_type"]
+        if isinstance(kind, list) and len(kind) != seeds:
+            raise ValueError(
+                f"dist_type must be a density, or a list of {seeds}, one for "
+                f"each seed, got {len(kind)}"
             )

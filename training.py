@@ -143,14 +143,11 @@ class Recipe:
 
     @torch.no_grad()
     def update(self, mean, moving, step):
-        """mean + share (moving - mean), weight by weight, after the step-th
-        step. With a decay of 0.99 the shares 1, 1/2, 1/3, ..., 0.01, 0.01, ...
-        give the mean of all steps in the beginning, and then of some 100.
-        (After Polyak, Juditsky 1992)"""
-        share = max(1 - self.average, 1 / step)
-        pairs = zip(mean.parameters(), moving.parameters(), strict=True)
-        for average, weight in pairs:
-            average.lerp_(weight, share)
+        """mean + share (moving - mean), for lists of weights, after the
+        step-th step. With a decay of 0.99 the shares 1, 1/2, 1/3, ..., 0.01,
+        0.01, ... give the mean of all steps in the beginning, and then of
+        some 100. (After Polyak, Juditsky 1992)"""
+        torch._foreach_lerp_(mean, moving, max(1 - self.average, 1 / step))
 
 
 @one_thread()
@@ -182,6 +179,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     moving, mean = inner(trained), inner(trained)  # copies: the layers alone
     checkpoint = Checkpoint.before(moving, points.held_out)
     adam, schedule = recipe.descent(moving, epochs, points.centres)
+    weights = [*mean.parameters()], [*moving.parameters()]
     with interrupts() as (pressed, stop_if_asked):
         for epoch in bar:
             total = 0
@@ -191,7 +189,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
                 loss.sum().backward()  # each member's own gradient
                 adam.step()
                 schedule.step()
-                recipe.update(mean, moving, step=schedule.last_epoch)
+                recipe.update(*weights, step=schedule.last_epoch)
                 part = batch.shape[-2] / points.centres.shape[-2]
                 total = total + part * loss.detach()
                 stop_if_asked()

@@ -251,8 +251,8 @@ class ReportExporter(Exporter):
         tags = cell.metadata.get("tags", ())
         if cell.cell_type == "markdown":
             if self.code != "none" or "about-code" not in tags:
-                about = {"kind": kind} if kind == "contents" else {}
-                attached, text = cell.get("attachments", {}), cell.source
+                attached = cell.get("attachments", {})
+                about, text = {}, cell.source
                 if "answers" in tags:  # what unfolds in Jupyter
                     about = {"kind": "answers"}
                     text = re.sub(

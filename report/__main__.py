@@ -129,7 +129,6 @@ def merge(notebooks):
             head = new_markdown_cell(f"{text}### []({name})")
             add(summary, head, "summary", 0, None)
             summary += found
-    add(summary, new_markdown_cell(""), "contents", 0, "contents")
     about = {"title": TITLE, "pagetitle": TITLE, "changed": changed}
     return new_notebook(cells=summary + cells), about | {"places": places}
 

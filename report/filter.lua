@@ -151,7 +151,6 @@ local function blocks_of(cell)
   local html = function(text) return pandoc.RawBlock("html", text) end
   if not kind then return cell.content:walk(content) end
   if kind == "figure" then return figure(cell, cell.content:walk(content)) end
-  if kind == "contents" then return {pandoc.RawBlock("typst", "#contents")} end
   if kind == "answers" then
     local words = cell.content:walk(content)
     if typst then return words end

@@ -101,7 +101,7 @@ def test_readme_shows_what_the_notebook_printed():
         for cell in notebook.cells
         if "summary" in cell.metadata.get("tags", ())
         for output in cell.get("outputs", ())
-        if "KDE, sharpened" in output.get("data", {}).get("text/markdown", "")
+        if "local width" in output.get("data", {}).get("text/markdown", "")
     ]
     rows = [row.split("|")[1:-1] for row in printed[2:]]
     assert rows_between("results") == [[c.strip() for c in r] for r in rows]

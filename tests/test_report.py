@@ -120,13 +120,13 @@ def test_the_report_is_bound_from_four_notebooks(desk):
     desk.put("02_coupling_math-Copy1.ipynb", text("# copied"))
     assert desk.bind() == "left out: 02_coupling_math-Copy1.ipynb\n"
     pdf, page = desk.read("report.pdf"), desk.read("report.html").decode()
-    title, front, *chapters = words(pdf)
-    summary, contents = front.split("Contents", 1)
-    _, _, chapter = "".join(chapters).partition("2Title")
+    title, *chapters = words(pdf)
+    summary, _, chapter = "".join(chapters).partition("2Title")
     assert title.startswith("Densityestimation")
+    contents = title.split("Contents", 1)[1]
     assert "3Flows" in summary and "0.25" in summary
     assert "notinit" not in summary and "notinit" in chapter
-    assert re.search(r"Task9:\S\.+3", contents)
+    assert re.search(r"Task9:\S\.+\d", contents)
     assert "It(Figure3.1)says" in chapter
     assert "Figure3.1.Acaption" in "".join(chapters)  # it floats
     assert "(3.1)" in chapter and "(3.1)" in words(page)[0]
@@ -175,7 +175,7 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
     before = desk.read(NAMES[0])
     desk.bind("-p", "H", "1e-3", "-p", "03.N", "40", "--code", "none")
     pdf = desk.read("report.pdf")
-    title, _, *rest = words(pdf)
+    title, *rest = words(pdf)
     first, third = "".join(rest).split("2Title")
     assert "inNAME:H=0.001".replace("NAME", NAMES[0]) in title
     assert re.search(r"03_train_flows.ipynb:.*N=40", title)

@@ -288,6 +288,22 @@ def test_sweep_runs_what_a_hand_would_run(serial):
     assert own == pytest.approx(again.value.tolist())
 
 
+def test_each_seed_may_have_a_truth_of_its_own(folder, monkeypatch):
+    """Scored on its own truth, and remembered."""
+    truths = [study.turned_mixture(3, seed) for seed in (5, 6)]
+    table, (result,) = run_all([setting(dist_type=truths)], results=True)
+    for i, truth in enumerate(truths):
+        own = kl_divergence(truth, result.flow.member(i), OPTIONS["points"])
+        assert table.dist_type[i] is truth and table.kl[i] == own.value
+    assert table.kl[0] != table.kl[1]
+    ran = count_runs(monkeypatch)
+    again = [study.turned_mixture(3, seed) for seed in (5, 6)]
+    assert run_all([setting(dist_type=again)]).kl.equals(table.kl)
+    assert not ran
+    with pytest.raises(ValueError, match="a list of 2, one for each seed, go"):
+        run_all([setting(dist_type=truths[:1])])
+
+
 def test_failed_setting_is_a_row_and_the_others_survive(serial):
     settings = [SETTINGS[0], setting(num_samples=1), SETTINGS[1],
                 setting(hidden=-3)]  # fmt: skip
