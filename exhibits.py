@@ -53,7 +53,7 @@ from training import Recipe, prepare
 def draw_bumps(points, widths, top=None):
     """A panel for each width: the bumps of numbers (n,), each of area 1 / n,
     and their sum. top: the end of the scale, if several figures share it."""
-    fig, axes = panels(1, len(widths), 1.8, sharey=True)
+    fig, axes = panels(1, len(widths), 1.6, sharey=True)
     ends = points.min() - 1.5, points.max() + 1.5
     x = torch.linspace(*ends, 400, dtype=torch.float64)[:, None]
     for ax, h in zip(axes[0], widths, strict=True):
@@ -69,7 +69,7 @@ def draw_bumps(points, widths, top=None):
 
 def draw_histograms(points, width, starts):
     """The same numbers (n,) in bins of one width, a panel for each start."""
-    fig, axes = panels(1, len(starts), 1.6, sharex=True, sharey=True)
+    fig, axes = panels(1, len(starts), 1.5, sharex=True, sharey=True)
     for ax, start in zip(axes[0], starts, strict=True):
         count = int((points.max() - start) // width) + 2
         edges = start + width * np.arange(count)
@@ -83,7 +83,7 @@ def draw_histograms(points, width, starts):
 def draw_estimates(truth, estimates, xlim):
     """A panel for each of {label: densities on a line}: all of them, their
     mean, and the truth; the bias, mean - truth, is shaded."""
-    fig, axes = panels(1, len(estimates), 1.9, sharey=True)
+    fig, axes = panels(1, len(estimates), 1.7, sharey=True)
     x = torch.linspace(*xlim, 300, dtype=torch.float64)
     exact = truth.log_probability(x[:, None]).exp()
     for ax, (label, of) in zip(axes[0], estimates.items(), strict=True):
@@ -104,7 +104,7 @@ def draw_estimates(truth, estimates, xlim):
 def draw_kernels(kdes, grid):
     """A panel for each of {label: GaussianKDE}, with its samples and, on the
     topmost of them, the outline of a kernel at one standard deviation."""
-    fig, axes = panels(1, len(kdes), 2.2, width=2.4 * len(kdes))
+    fig, axes = panels(1, len(kdes), 1.8, width=2.0 * len(kdes))
     images = [kde.density(grid) for kde in kdes.values()]
     top = max(image.max() for image in images)
     turn = torch.linspace(0, 2 * np.pi, 100, dtype=torch.float64)
@@ -121,7 +121,7 @@ def draw_kernels(kdes, grid):
 
 def draw_comparison(truth, model, grid, top, label):
     """Truth, estimate and their difference, red where it is too high."""
-    fig, axes = panels(1, 3, 2.0)
+    fig, axes = panels(1, 3, 1.8)
     exact, image = truth.density(grid), model.density(grid)
     plot_density(axes[0, 0], exact, grid, top, "truth")
     drawn = plot_density(axes[0, 1], image, grid, top, label)
@@ -139,7 +139,7 @@ def draw_by_h(
     """A panel for each of {title: {label: {h: values (n,)}}}, on log scales:
     every seed's, their means and intervals. lines: {title: {label: {h: y}}};
     marks: {title: {label: h}}, drawn upright. colors: {label: color}."""
-    fig, axes = panels(1, len(curves), 2.1, sharey=lines is not None)
+    fig, axes = panels(1, len(curves), 1.9, sharey=lines is not None)
     named = {}
     for ax, (title, of) in zip(axes[0], curves.items(), strict=True):
         for label, values in of.items():
@@ -311,7 +311,7 @@ def draw_boxes(f, boxes, side=0.4):
     """The plane of z under N(0, I), and its image under f, points (n, 2) ->
     images and log-determinants: densities on one scale, a square grid, and
     boxes, each known by its centre, with the factor of its area."""
-    fig, axes = panels(1, 2, 2.2)
+    fig, axes = panels(1, 2, 2.0)
     edge = torch.linspace(-3, 3, 97, dtype=torch.float64)
     plane = torch.cartesian_prod(edge, edge)
     x, log_det = f(plane)
@@ -472,7 +472,7 @@ def draw_printed(fits, colors=("C7", "C3", "C0"), most=1.0):
     """The losses of the first of {label: Fit}; and of every run of all what
     it printed against the KL of what it returned, clipped at `most`. On the
     dotted line both are equal."""
-    fig, axes = panels(1, 2, 2.2)
+    fig, axes = panels(1, 2, 2.0)
     first, ax = next(iter(fits.values())), axes[0, 1]
     plot_losses(axes[0, 0], first.result, grid_entropy(first.truth), "losses")
     for (label, fit), shade in zip(fits.items(), colors, strict=True):
@@ -546,7 +546,7 @@ def targets(fit, n):
     ]
 
 
-def table_of_misses(fits, aims, n=4000):
+def table_of_misses(fits, aims, n=10_000):
     """What flows miss of their targets, mean log target / flow over points
     of the target and over points of the truth: {label: Fit}, {label: a
     target a seed}."""

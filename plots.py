@@ -246,7 +246,7 @@ def plot_curve(ax, values, color="C0", label=None, style="-"):
 
 def draw_samples(samples, color=None, **options):
     """A panel for each of {name: points (n, 2)}, on its own limits."""
-    fig, axes = panels(1, len(samples), 6.6 / max(3, len(samples)))
+    fig, axes = panels(1, len(samples), 5.7 / max(3, len(samples)))
     for ax, (name, x) in zip(axes[0], samples.items(), strict=True):
         shade = color or COLORS.get(name, "C0")
         plot_samples(ax, x, Grid.around(x), shade, name, **options)
@@ -287,7 +287,7 @@ def draw_fits(fits, grid=None):
     truths = [of.truth for of in fits.values()]
     around = torch.cat([truth.sample(2000) for truth in truths])
     grid = grid or Grid.around(around, 150, 0.1)
-    fig, axes = panels(len(fits), 4, 1.6 + 0.4 / len(fits))
+    fig, axes = panels(len(fits), 4, 1.45 + 0.4 / len(fits))
     top = max(truth.density(grid).max().item() for truth in truths)
     for row, (label, of) in zip(axes, fits.items(), strict=True):
         exact, image = of.truth.density(grid), of.flow.density(grid)
@@ -312,7 +312,7 @@ def draw_layers(flows, kls=None):
     All are in the unit of the layers. kls: {label: KL after 0, 1, ... layers}
     for the titles."""
     wide = 1 + max(len(flow.layers) for flow in flows.values())
-    height = min(1.2, 5.2 / wide + 0.1)
+    height = min(1.1, 4.9 / wide + 0.1)
     fig, axes = panels(2 * len(flows), wide, height)
     for ax in axes.flat:
         ax.axis("off")
@@ -360,7 +360,7 @@ def draw_curves(
     """Values against numbers on log scales, {title: {label: {x: values
     (n,)}}}, a panel a title: every seed's, means and intervals. lines:
     {label: {x: y}}, in every panel, of which nothing scatters."""
-    fig, axes = panels(1, len(curves), 2.6, width=width, sharey=True)
+    fig, axes = panels(1, len(curves), 2.3, width=width, sharey=True)
     named = {}
     for ax, (title, of) in zip(axes[0], curves.items(), strict=True):
         for label, values in of.items():
@@ -393,7 +393,7 @@ def draw_curves(
     return fig
 
 
-def draw_groups(groups, ylabel="KL, nats", colors=(), width=WIDTH, height=2.2):
+def draw_groups(groups, ylabel="KL, nats", colors=(), width=WIDTH, height=1.9):
     """Every seed's value, mean and interval, on a log scale: a column for
     each of {group: values (n,)}, or of {group: {label: values}}, side by
     side. colors: {group or label: color}."""
