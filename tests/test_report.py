@@ -655,7 +655,7 @@ def test_two_runs_at_once_may_share_a_folder(desk):
                "--output", desk.path]  # fmt: skip
     both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [run.wait() for run in both] == [0, 0]
-    assert len(words(desk.read("report.pdf"))) > 2
+    assert len(words(desk.read("report.pdf"))) > 1
     assert b"</html>" in desk.read("report.html")
     assert {p.name for p in desk.path.glob("report*")} == {
         "report.pdf", "report.html"}  # fmt: skip
