@@ -292,9 +292,10 @@ class ReportExporter(Exporter):
         text = data.get("text/markdown", data.get("text/latex"))
         if any(mime in data for mime in KINDS):
             yield self.picture(data, about, where)
-        elif text:  # an interval, 0.1 [0.0, 0.2], is not broken
+        elif text:  # 0.1 [0.0, 0.2] and × 0.1 are not broken
             interval = r"(?<=\d) \[([-.\w]+), ([-.\w]+\])"
             text = re.sub(interval, "\xa0[\\1,\xa0\\2", text)
+            text = re.sub(r"× (?=\d)", "×\xa0", text)
             yield new_markdown_cell(text, attachments={})
         elif output.get("name") != "stderr" and "widget" not in str([*data]):
             text = data.get("text/plain", "(shown in a browser only)")
