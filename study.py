@@ -313,10 +313,8 @@ def sweep(
     except KeyboardInterrupt:
         if not done:
             raise
-        warnings.warn(
-            f"interrupted: returning {len(done)} of {len(settings)} "
-            "settings", stacklevel=2,
-        )  # fmt: skip
+        got = f"{len(done)} of {len(settings)} settings"
+        warnings.warn(f"interrupted: returning {got}", stacklevel=2)
     return as_table(done, results)
 
 

@@ -232,11 +232,10 @@ K = {K} layers of 1 → {HIDDEN} → {HIDDEN} → 2, {N} points of five Gaussian
 included; the ratio is taken turn by turn; the divergence of the truth from the
 models is their median (lowest–highest; number of models). The course's loop:
 batches of 64, Adam at 1e-3, no shuffling, the last weights, and a network each
-for s and t. The
-libraries: batches of {BATCH}, shuffled, Adam at 1e-2 with cosine decay, the
-best epoch on held-out points; the spline of normflows has a residual network,
-which is a layer deeper. All run with the kernels that give the same digits on
-every processor.
+for s and t. The libraries: batches of {BATCH}, shuffled, Adam at 1e-2 with
+cosine decay, the best epoch on held-out points; the spline of normflows has a
+residual network, which is a layer deeper. All run with the kernels that give
+the same digits on every processor.
 
 {table(AFFINE, "8 members", same, kl)}
 
