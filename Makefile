@@ -40,7 +40,7 @@ notebooks: setup  ## execute the notebooks in place, for committing
 test: setup  ## style, unit tests, and the notebooks as tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 	sh tests/notebooks.sh
 
 bench: .venv-bench/.ready  ## measure against other libraries

@@ -1,4 +1,4 @@
-"""What `sweep` has trained, kept in a folder: runs/, or $RUNS."""
+"""What study.py has computed, kept in a folder: runs/, or $RUNS."""
 
 import hashlib
 import os
@@ -26,10 +26,10 @@ IMPORTED = digest_of_sources()
 
 
 class Memory:
-    """What sweep has trained, by joblib.Memory: a result is read again only
-    for the same setting, seeds, points, sources, torch and kernels."""
+    """By joblib.Memory: a result is read again only for the same setting,
+    about (seeds, points), sources, torch and kernels."""
 
-    def __init__(self, seeds, points):
+    def __init__(self, *about):
         folder = os.environ.get("RUNS", "runs")
         self.on = bool(folder)
         try:
@@ -53,7 +53,7 @@ class Memory:
         self.cached = memory.cache(stored, ignore=["run"])
         kernels = ("MKL_CBWR", "ATEN_CPU_CAPABILITY")
         self.about = (
-            list(seeds), points, IMPORTED, torch.__version__,
+            *about, IMPORTED, torch.__version__,
             [os.environ.get(name) for name in kernels],
         )  # fmt: skip
 
@@ -81,12 +81,13 @@ class Memory:
                     warnings.warn(
                         f"training setting {k} again: what was kept of it "
                         f"cannot be read ({type(error).__name__})",
-                        stacklevel=3,
+                        stacklevel=4,
                     )
         return found
 
     def keep(self, setting, run):
-        if self.on and run[1] is not None and (key := self.key(setting)):
+        """But for a failure, whose result is None."""
+        if self.on and None not in run and (key := self.key(setting)):
             self.cached.call(key, run)
 
 

@@ -4,11 +4,13 @@ Every fit is scored against the exact truth, in nats, on fresh points; every
 comparison stands on several seeds, with Student's interval.
 """
 
+import contextlib
 import copy
 import inspect
 import math
 import warnings
 from dataclasses import fields
+from functools import partial
 from typing import NamedTuple
 
 import joblib
@@ -295,27 +297,35 @@ def sweep(
     check_settings(settings, len(seeds)), check_jobs(n_jobs)
     check_integer(points, "points", at_least=2)
     check_flag(results, "results"), check_flag(progress, "progress")
-    memory = Memory(seeds, points)
+    run = partial(run_setting, seeds=seeds, points=points)
+    memory = Memory([*seeds], points)
+    parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
+    done = each_once(run, settings, memory, parallel, progress)
+    if len(done) < len(settings):
+        if not done:
+            raise KeyboardInterrupt
+        got = f"{len(done)} of {len(settings)} settings"
+        warnings.warn(f"interrupted: returning {got}", stacklevel=2)
+    return as_table(done, results)
+
+
+def each_once(run, settings, memory, parallel, progress=True):
+    """{index: run(index, setting)}: what the memory has, and then the others,
+    in parallel, each kept as soon as it is ready. After a KeyboardInterrupt
+    some are missing."""
     done = memory.recall(settings)
     todo = [k for k in range(len(settings)) if k not in done]
-    parallel = joblib.Parallel(n_jobs, return_as="generator_unordered")
-    jobs = (joblib.delayed(run_setting)(k, settings[k], seeds, points)
-            for k in todo)  # fmt: skip
+    jobs = (joblib.delayed(run)(k, settings[k]) for k in todo)
     bar = progress_bar(
         progress, parallel(jobs) if todo else (), "sweep", len(settings),
         initial=len(done), unit="setting",
         postfix=f"{len(done)} remembered",
     )  # fmt: skip
-    try:
-        for k, run in bar:
-            done[k] = run
-            memory.keep(settings[k], run)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        got = f"{len(done)} of {len(settings)} settings"
-        warnings.warn(f"interrupted: returning {got}", stacklevel=2)
-    return as_table(done, results)
+    with contextlib.suppress(KeyboardInterrupt):
+        for k, ready in bar:
+            done[k] = ready
+            memory.keep(settings[k], ready)
+    return done
 
 
 def table_of_pairs(pairs, first, second):
@@ -398,32 +408,47 @@ def train_all(settings, seeds=8, points=100_000):
 
 def kernel_estimates(x):
     """Of points (N, d): one h by leave-one-out; 1.5 h sqrt(2 / d) on
-    sharpened points; a width of its own on each point. The last two only up
-    to 10 000 points: their work grows with N^2."""
-    h = select_bandwidth(x)
-    wide = 1.5 * h * math.sqrt(2 / x.shape[1])
+    sharpened points; a width of its own on each point; from d = 3 on, a
+    kernel in the shape of the covariance. The second and the third only up to
+    10 000 points: their work grows with N^2."""
+    h, d = select_bandwidth(x), x.shape[1]
+    wide = 1.5 * h * math.sqrt(2 / d)
     found = {"one h": GaussianKDE(x, h)}
     if len(x) <= 10_000:
         found["sharpened"] = GaussianKDE(sharpen(x, wide), wide)
         found["local width"] = LocalKDE(x)
+    if d > 2:
+        root = torch.linalg.cholesky(torch.cov(x.T))
+        white = torch.linalg.solve_triangular(root, x.T, upper=False).T
+        shaped = GaussianKDE(x, select_bandwidth(white) * root)
+        found["shape of the covariance"] = shaped
     return found
 
 
-def kernel_kl(truth, n, seed, points):
-    """KL(truth || each of the kernel_estimates) of a ToyDataset: -> dict."""
+def kernel_kl(jobs):
+    """KL(truth || each of the kernel_estimates) in nats, of jobs (truth, n,
+    seed, points), whose ToyDataset is estimated: -> {job: {estimate: KL}}.
+    On all cores, and remembered as sweep's settings are."""
+    names = "dist_type", "num_samples", "seed", "points"
+    settings = [dict(zip(names, job, strict=True)) for job in jobs]
+    parallel = joblib.Parallel(
+        -1, return_as="generator_unordered", prefer="threads"
+    )
+    memory = Memory("kernel_kl")
+    done = each_once(run_kernels, settings, memory, parallel)
+    if len(done) < len(jobs):
+        raise KeyboardInterrupt
+    return {job: done[k] for k, job in enumerate(jobs)}
+
+
+def run_kernels(index, setting):
+    """-> index, {estimate: KL}."""
+    truth, n, seed, points = setting.values()
     x = ToyDataset(truth, n, seed).data.double()
-    return {
+    return index, {
         kind: kl_divergence(truth, f, points).value
         for kind, f in kernel_estimates(x).items()
     }
-
-
-def in_parallel(function, jobs, prefer="threads"):
-    """{job: function(*job)}, on all cores. prefer: "processes" where the
-    work is Python's own."""
-    run = joblib.Parallel(-1, prefer=prefer)
-    return dict(zip(jobs, run(joblib.delayed(function)(*j) for j in jobs),
-                    strict=True))  # fmt: skip
 
 
 def as_table(done, results):

@@ -160,10 +160,9 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     members one of these, or a list of S of one size. recipe: what differs
     from Recipe's defaults. Member i of seed s is trained as a single flow of
     seed s + i would be. The data set the flow's shift and scale anew, where
-    standardize is on. A KeyboardInterrupt after the first epoch returns
-    what was reached. A flow whose loss stops being finite keeps its last
-    checkpoint, with a warning; RuntimeError where there is none. ValueError,
-    TypeError for bad arguments.
+    standardize is on. A KeyboardInterrupt after the first epoch returns what
+    was reached, and so does a loss that stops being finite, with a warning;
+    RuntimeError if nothing was. ValueError, TypeError for bad arguments.
 
     >>> moons = ToyDataset("Moons", 500, seed=0)
     >>> result = train(CouplingFlow(2), moons, epochs=3, progress=False)
@@ -180,26 +179,29 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     checkpoint = Checkpoint.before(moving, points.held_out)
     adam, schedule = recipe.descent(moving, epochs, points.centres)
     weights = [*mean.parameters()], [*moving.parameters()]
-    with interrupts() as (pressed, stop_if_asked):
-        for epoch in bar:
-            total = 0
-            for batch in recipe.batches(points, generators):
-                loss = -moving.log_probability(batch).mean(-1)
-                adam.zero_grad()
-                loss.sum().backward()  # each member's own gradient
-                adam.step()
-                schedule.step()
-                recipe.update(*weights, step=schedule.last_epoch)
-                part = batch.shape[-2] / points.centres.shape[-2]
-                total = total + part * loss.detach()
-                stop_if_asked()
-            checkpoint = checkpoint.after(epoch, mean, total, points, recipe)
-            bar.set_postfix_str(checkpoint.summary(trained))
-            if not checkpoint.alive.any():
-                break
-    bar.close()
-    seconds = time.process_time() - start
-    return checkpoint.result(trained, points, bool(pressed), recipe, seconds)
+    with interrupts() as pressed:
+        try:
+            for _ in bar:
+                total = 0
+                for batch in recipe.batches(points, generators):
+                    loss = -moving.log_probability(batch).mean(-1)
+                    adam.zero_grad()
+                    loss.sum().backward()  # each member's own gradient
+                    adam.step()
+                    schedule.step()
+                    recipe.update(*weights, step=schedule.last_epoch)
+                    part = batch.shape[-2] / points.centres.shape[-2]
+                    total = total + part * loss.detach()
+                    if pressed:
+                        raise KeyboardInterrupt
+                checkpoint = checkpoint.after(mean, total, points, recipe)
+                bar.set_postfix_str(checkpoint.summary(trained))
+                if not checkpoint.alive.any():
+                    break
+        except KeyboardInterrupt:
+            pressed.append(True)
+        bar.close()
+        return checkpoint.result(trained, points, bool(pressed), recipe, start)
 
 
 class Checkpoint(NamedTuple):
@@ -227,7 +229,7 @@ class Checkpoint(NamedTuple):
         return cls(epoch, weights, best, torch.ones_like(epoch).bool())
 
     @torch.no_grad()
-    def after(self, epoch, flow, loss, points, recipe):
+    def after(self, flow, loss, points, recipe):
         """After one more epoch."""
         log_p = flow.log_probability(points.held_out)
         alive = self.alive & loss.isfinite()
@@ -239,7 +241,8 @@ class Checkpoint(NamedTuple):
             for p, w in zip(flow.parameters(), self.weights, strict=True)
         ]
         return Checkpoint(
-            torch.where(take, epoch, self.epoch), weights, best, alive,
+            torch.where(take, len(self.losses), self.epoch), weights, best,
+            alive,
             (*self.losses, loss), (*self.valid_losses, -log_p.mean(-1)),
         )  # fmt: skip
 
@@ -248,7 +251,7 @@ class Checkpoint(NamedTuple):
         loss = self.valid_losses[-1].mean() + log_volume(trained).mean()
         return f"held out {loss:.3f} nats"
 
-    def result(self, trained, points, interrupted, recipe, seconds):
+    def result(self, trained, points, interrupted, recipe, start):
         """The flow with the weights that were kept, and its history."""
         if not self.losses:
             raise KeyboardInterrupt  # nothing to return yet
@@ -293,7 +296,7 @@ class Checkpoint(NamedTuple):
         noise = (points.noise * trained.outermost.scale)[..., 0, :]
         return TrainingResult(
             trained, losses, valid_losses, *entries, noise, points.rows,
-            interrupted, seconds,
+            interrupted, time.process_time() - start,
         )  # fmt: skip
 
 
@@ -464,8 +467,8 @@ def without_outliers(points):
 
 @contextlib.contextmanager
 def interrupts():
-    """Ctrl-C ends what is inside between two steps, where all is whole: where
-    the function that is given is called. The second one ends it at once."""
+    """Ctrl-C is noted in the list that is given, for what is inside to end
+    where all is whole. The second one raises KeyboardInterrupt at once."""
     pressed, usual = [], signal.default_int_handler
 
     def note(*_):
@@ -473,18 +476,12 @@ def interrupts():
         if len(pressed) > 1:
             raise KeyboardInterrupt
 
-    def stop_if_asked():
-        if pressed:
-            raise KeyboardInterrupt
-
     main = threading.current_thread() is threading.main_thread()
     ours = main and signal.getsignal(signal.SIGINT) is usual
     try:
         if ours:
             signal.signal(signal.SIGINT, note)
-        yield pressed, stop_if_asked
-    except KeyboardInterrupt:
-        pressed.append(True)
+        yield pressed
     finally:
         if ours:
             signal.signal(signal.SIGINT, usual)

@@ -372,4 +372,6 @@ class ReportHTMLExporter(ReportExporter):
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         )
         head += f"\n<style>\n{style}</style>\n</head>"
+        text = text.replace("</nav>", "</nav>\n<main>", 1)
+        text = text.replace("<dialog", "</main>\n<dialog", 1)
         return text.replace("</head>", head, 1)

@@ -108,7 +108,9 @@ end
 local function figure(cell, blocks)
   local about = figures[cell.identifier]
   local image = blocks:remove(1).content[1]
-  image.caption = pandoc.Inlines(stringify(blocks))
+  local plain = cell.content:clone()  -- with its formulas as they are typed
+  plain:remove(1)
+  image.caption = pandoc.Inlines(stringify(plain))
   local number = pandoc.Strong(about.text .. ".")
   local first = blocks[1] and blocks[1].t
   if first ~= "Para" then blocks:insert(1, pandoc.Para{}) end
@@ -119,16 +121,19 @@ local function figure(cell, blocks)
     local attr = {class = "frame", label = tostring(frame.label)}
     if not typst then images:insert(pandoc.Image("", source, "", attr)) end
   end
+  local words = stringify(image.caption):gsub('["\\]', "\\%0")
+  local alt = pandoc.RawBlock("typst", ('#[#set image(alt: "%s")'):format(words))
+  local close = pandoc.RawBlock("typst", "]")
   if meta.title and cell.attributes.figure:match "^0[34]_overview$" then
-    cover = pandoc.MetaBlocks{pandoc.Para{image}}
+    cover = {alt, pandoc.Para{image}, close}
   end
   local body = pandoc.Blocks{pandoc.Plain(images)}
   local made = pandoc.Figure(body, {long = blocks}, {id = about.id})
-  if not typst or not about.text:match "%.1$" then return {made} end
-  return {  -- the first of a notebook stays below its title
-    pandoc.RawBlock("typst", "#[#show figure: set figure(placement: none)"),
-    made, pandoc.RawBlock("typst", "]"),
-  }
+  if not typst then return {made} end
+  if about.text:match "%.1$" then  -- stays below the notebook's title
+    alt.text = alt.text .. "\n#show figure: set figure(placement: none)"
+  end
+  return {alt, made, close}
 end
 
 -- The rest of a cell, and the document.
@@ -173,7 +178,9 @@ local function name_all(cell)
     el.identifier = fresh(el.identifier)
     local here, top = {id = el.identifier, title = el.content}, place(book, "")
     if el.level == 1 and places[top] then el.level = 2 end
-    if unlisted[stringify(el)] then  -- not in the contents
+    local summary = book == "summary" and el.level > 1
+    if summary and not typst then el.level = 2 end  -- no level is skipped
+    if unlisted[stringify(el)] or summary then  -- not in the contents
       el.classes = {"unlisted", "unnumbered"}
     end
     places[top] = places[top] or here
@@ -205,13 +212,12 @@ end
 function Pandoc(doc)
   if FORMAT == "plain" then return list(doc.blocks) end
   meta = doc.meta.jupyter.report or {}
-  local before = pandoc.List{}
+  local before, done = pandoc.Blocks{}, pandoc.Blocks{}
   for _, changed in ipairs(meta.changed or {}) do
     local said = "Other parameters in " .. changed[1] .. ": "
-    before:insert(pandoc.MetaInlines{pandoc.Str(said), pandoc.Code(changed[2])})
+    before:insert(pandoc.Para{pandoc.Str(said), pandoc.Code(changed[2])})
   end
   for _, cell in ipairs(doc.blocks) do name_all(cell) end
-  local done = pandoc.Blocks{}
   for _, cell in ipairs(doc.blocks) do
     where, notebook = cell.attributes.where, cell.attributes.notebook
     pictures = pandoc.json.decode(cell.attributes.pictures or "{}")
@@ -222,8 +228,10 @@ function Pandoc(doc)
     if not ok then refuse("cannot be laid out", tostring(blocks)) end
     done:extend(blocks)
   end
-  if cover then before:insert(cover) end
+  before:extend(cover or {})
+  if not typst then done = before .. done end  -- below the title
   return pandoc.Pandoc(done, {
-    title = meta.title, pagetitle = meta.pagetitle, ["include-before"] = before,
+    title = meta.title, pagetitle = meta.pagetitle, lang = "en",
+    ["include-before"] = typst and before or nil,
   })
 end

@@ -16,17 +16,6 @@ else
     echo "this processor rounds differently: comparing verdicts"
     compare="--nbval-lax --nbval-sanitize-with tests/sanitize.cfg"
 fi
-check() {
-    .venv/bin/pytest $compare --nbval-cell-timeout 1800 \
-        -p no:cacheprovider "$@"
-}
-if [ $# -gt 0 ]; then
-    check "$@"
-else  # the longest beside the others
-    check notebooks/04*.ipynb > "$FIGURES/log" 2>&1 &
-    failed=0
-    check notebooks/0[123]*.ipynb || failed=1
-    wait $! || failed=1
-    cat "$FIGURES/log"
-    exit $failed
-fi
+[ $# -gt 0 ] || set -- notebooks/0[1-4]*.ipynb
+.venv/bin/pytest $compare --nbval-cell-timeout 1800 -p no:cacheprovider \
+    -n 2 --dist loadfile "$@"

@@ -29,11 +29,45 @@ def test_kernel_estimates_are_of_their_own_points():
     h = found["one h"].H[0, 0]
     assert found["sharpened"].H[0, 0] == pytest.approx(1.5 * float(h))
     assert torch.equal(found["one h"].samples, x)
-    kl = study.kernel_kl(TRUTH, 300, 5, 2000)
-    assert (
-        kl["one h"] == study.kl_divergence(TRUTH, found["one h"], 2000).value
+    assert [*found] == ["one h", "sharpened", "local width"]
+
+
+def test_kernel_in_the_shape_of_the_covariance_turns_and_scales_with_it():
+    x = study.turned_mixture(3, 1).sample(200, 0)
+    A = torch.tensor([[2, 1, 0], [0, 1, 5], [1, 0, 1]]).double()
+    own, moved = (
+        study.kernel_estimates(points)["shape of the covariance"]
+        for points in (x, x @ A.T)
     )
-    assert [*kl] == ["one h", "sharpened", "local width"]
+    covariance = torch.cov(x.T)
+    h2 = (own.H @ own.H.T) / covariance
+    assert torch.allclose(h2, h2[0, 0], rtol=1e-9)
+    shift = own.log_probability(x) - moved.log_probability(x @ A.T)
+    assert torch.allclose(shift, A.det().abs().log(), atol=0.02)
+
+
+def test_kernel_scores_are_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    jobs = [(TRUTH, 300, 5, 2000), (TRUTH, 300, 6, 2000)]
+    kl = study.kernel_kl(jobs)
+    x = ToyDataset(TRUTH, 300, 5).data.double()
+    own = study.kernel_estimates(x)["one h"]
+    expected = study.kl_divergence(TRUTH, own, 2000).value
+    assert kl[jobs[0]]["one h"] == expected
+    monkeypatch.setattr(study, "run_kernels", None)  # is not called again
+    assert study.kernel_kl(jobs[::-1]) == kl
+
+
+def test_interrupted_kernel_scores_are_passed_on(monkeypatch, tmp_path):
+    def run(index, setting):
+        if setting["seed"] == 6:
+            raise KeyboardInterrupt
+        return index, {"one h": 1.0}
+
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    monkeypatch.setattr(study, "run_kernels", run)
+    with pytest.raises(KeyboardInterrupt):
+        study.kernel_kl([(TRUTH, 300, 5, 2000), (TRUTH, 300, 6, 2000)])
 
 
 def test_turned_mixture_has_its_axes_and_its_sphere():

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import urllib.request
 import warnings
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
@@ -739,3 +741,51 @@ def test_answers_unfold_on_the_screen_and_end_the_report_on_paper():
     folded = page.split("<summary>Answers</summary>")[1]
     inside, _, behind = folded.partition("</details>")
     assert "Because" in inside and "More." in behind
+
+
+def test_pictures_on_paper_have_alternative_texts():
+    caption = r'Of "x", $x^2$ and \\) #panic("in").'
+    pdf = export([code("f", figure(caption=caption))])
+    found, parts = [], [PdfReader(io.BytesIO(pdf)).root_object]
+    while parts:
+        part = parts.pop().get_object()
+        if isinstance(part, dict):
+            found += [part["/Alt"]] if part.get("/S") == "/Figure" else []
+            part = [part.get(k) for k in ("/StructTreeRoot", "/K")]
+        parts += filter(None, part if isinstance(part, list) else [])
+    assert found == [r"Of “x”, x^2 and \) #panic(“in”)."]
+
+
+def test_the_page_can_be_read_by_everybody(desk, browser):
+    """Its language and main part are named, keys scroll what is wide, no
+    heading's level is skipped, and code stands out from its ground."""
+    source = (
+        "@at\ndef f(x):  # why\n    return 'a', f'b{x}', 1, 0.5, 0x1F, True"
+    )
+    wide = code(source + " or" * 80 + " x")
+    results = text("## Results\n\n1", tags=["summary"])
+    desk.put(NAMES[0], text("# 1 A"), wide, results)
+    desk.bind()
+    browser.get((desk.path / "report.html").as_uri())
+    run = browser.execute_script
+    assert run("return document.documentElement.lang") == "en"
+    levels = run("""return [...document.querySelectorAll('main :is(h1, h2, h3)'
+      )].map((heading) => +heading.tagName[1])""")
+    assert max(b - a for a, b in itertools.pairwise(levels)) == 1
+    assert run("return document.querySelector('pre.python').tabIndex") == 0
+    colors = run("""return [...document.querySelectorAll('pre.python span')]
+      .map((span) => getComputedStyle(span).color.match(/[0-9]+/g))""")
+    ground = run("""return getComputedStyle(document.querySelector(
+      'pre.python')).backgroundColor.match(/[0-9]+/g)""")
+    ground, *colors = ([int(c) for c in rgb[:3]] for rgb in (ground, *colors))
+    assert len({tuple(rgb) for rgb in colors}) > 4
+    assert min(contrast(ground, rgb) for rgb in colors) >= 4.5
+
+
+def contrast(*colors):
+    """Of two sRGB colours, from 1 to 21. (WCAG 2.2)"""
+    shares = np.array(colors) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92,
+                      ((shares + 0.055) / 1.055) ** 2.4)  # fmt: skip
+    dark, light = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return (light + 0.05) / (dark + 0.05)

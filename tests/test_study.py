@@ -338,9 +338,9 @@ def count_runs(monkeypatch, interrupt_at=None):
     """A list of the settings that are trained; Ctrl-C in one of them."""
     ran, original = [], study.run_setting
 
-    def run(index, *rest):
+    def run(index, *rest, **options):
         ran.append(index)
-        return original(index, *rest)
+        return original(index, *rest, **options)
 
     def stopped(*args, **options):
         result = train(*args, **options)
@@ -426,7 +426,7 @@ def test_what_another_library_computed_is_not_used(
     ({"average": 0.5}, {}), ({"epochs": 3}, {}), ({"num_samples": 61}, {}),
     ({"dist_type": GaussianMixture([(0, 0)], 1.0)}, {}), ({}, {"seeds": 3}),
     ({}, {"points": 501}),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_has_changed_is_trained(monkeypatch, folder, changes, options):
     run_all(SETTINGS[:2])
     ran = count_runs(monkeypatch)

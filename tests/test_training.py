@@ -567,7 +567,8 @@ def test_second_interrupt_does_not_wait_for_the_step(monkeypatch, times):
 @pytest.mark.filterwarnings("ignore:interrupted")
 def test_interrupt_at_any_moment_returns_what_was_reached(monkeypatch):
     """By real signals: before the end of the first epoch it is passed on,
-    and whatever comes later returns whole epochs."""
+    and so is one that comes when train has returned; whatever comes between
+    returns whole epochs."""
     seen = listen(monkeypatch, training=False)
     flow, points = small_flow(K=1), data(60)
     options = dict(epochs=30, batch_size=20, jitter=0, standardize=False)
@@ -585,7 +586,7 @@ def test_interrupt_at_any_moment_returns_what_was_reached(monkeypatch):
             result = quick(flow, points, **options)
         except KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            assert not seen
+            assert len(seen) in (0, 30)  # before the first epoch, or after all
             continue
         signal.setitimer(signal.ITIMER_REAL, 0)
         n = len(result.valid_losses)
