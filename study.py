@@ -408,21 +408,23 @@ def train_all(settings, seeds=8, points=100_000):
 
 def kernel_estimates(x):
     """Of points (N, d): one h by leave-one-out; 1.5 h sqrt(2 / d) on
-    sharpened points; a width of its own on each point; from d = 3 on, a
-    kernel in the shape of the covariance. The second and the third only up to
-    10 000 points: their work grows with N^2."""
-    h, d = select_bandwidth(x), x.shape[1]
-    wide = 1.5 * h * math.sqrt(2 / d)
-    found = {"one h": GaussianKDE(x, h)}
-    if len(x) <= 10_000:
-        found["sharpened"] = GaussianKDE(sharpen(x, wide), wide)
-        found["local width"] = LocalKDE(x)
-    if d > 2:
-        root = torch.linalg.cholesky(torch.cov(x.T))
-        white = torch.linalg.solve_triangular(root, x.T, upper=False).T
-        shaped = GaussianKDE(x, select_bandwidth(white) * root)
-        found["shape of the covariance"] = shaped
-    return found
+    sharpened points; a width of its own on each point; h times a root of the
+    covariance. The last three only up to 10 000 points: the work of two of
+    them grows with N^2."""
+    h = select_bandwidth(x)
+    wide = 1.5 * h * math.sqrt(2 / x.shape[1])
+    if len(x) > 10_000:
+        return {"one h": GaussianKDE(x, h)}
+    root = torch.linalg.cholesky(torch.cov(x.T))
+    white = torch.linalg.solve_triangular(root, x.T, upper=False).T
+    return {
+        "one h": GaussianKDE(x, h),
+        "sharpened": GaussianKDE(sharpen(x, wide), wide),
+        "local width": LocalKDE(x),
+        "shape of the covariance": GaussianKDE(
+            x, select_bandwidth(white) * root
+        ),
+    }
 
 
 def kernel_kl(jobs):
