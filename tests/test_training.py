@@ -523,13 +523,18 @@ def test_interrupt_returns_what_was_reached(monkeypatch, members, after):
     options = dict(cosine=False, warmup=0, average=0.5, seed=2)
     whole = quick(flow, points, 2, **options)
     interrupt(monkeypatch, after)
-    with pytest.warns(UserWarning, match="interrupted: .* of 2 epochs") as w:
-        result = train(flow, points, 10, batch_size=32, progress=False,
-                       **options)  # fmt: skip
-    assert w[0].filename == __file__
+    with pytest.warns(UserWarning, match="interrupted: .* of 2 epochs"):
+        result = quick(flow, points, 10, **options)
     assert result.interrupted and not whole.interrupted
     result.interrupted = False
     assert same(result, whole)
+
+
+def test_a_warning_is_of_the_line_that_called_train(monkeypatch):
+    interrupt(monkeypatch, after=9)
+    with pytest.warns(UserWarning, match="interrupted") as seen:
+        train(small_flow(), data(), 10, batch_size=32, progress=False)
+    assert seen[0].filename == __file__
 
 
 @pytest.mark.parametrize("after", [1, 3, 4])
