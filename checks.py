@@ -94,6 +94,7 @@ def check_points(
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
             + (f": {hint.format(shape[-1])}" if other and hint else "")
+            + (": reshape(-1, 1) makes it a column" if len(shape) == 1 else "")
         )
     if dtype is None:
         dtype = x.dtype if x.dtype == torch.float32 else torch.float64
@@ -108,9 +109,11 @@ def check_finite(x, name, given=None):
     """x, if all of it is finite; given: the same with more digits."""
     # One cheap sum settles all but the odd case, such as 1e38 + 1e38.
     if not math.isfinite(x.detach().sum()) and not torch.isfinite(x).all():
-        bad = (x if given is None else given)[~torch.isfinite(x)][0].item()
-        beyond = f", which is inf in {x.dtype}" if math.isfinite(bad) else ""
-        raise ValueError(f"{name} must be finite, got {bad}{beyond}")
+        place = (~torch.isfinite(x)).nonzero()[0].tolist()
+        bad = (x if given is None else given)[tuple(place)].item()
+        beyond = f", which is inf in {x.dtype}," if math.isfinite(bad) else ""
+        got = f"got {bad}{beyond} at {place}"
+        raise ValueError(f"{name} must be finite, {got}")
     return x
 
 

@@ -498,10 +498,11 @@ def spaced(N, most):
 def select_bandwidth(samples, candidates=None):
     """The bandwidth h with the best leave-one-out likelihood: -> float.
 
-    samples: (N >= 2, d); of more than 2000 the likelihood is that of 2000,
-    evenly spaced, under the estimate from all others. candidates: bandwidths
-    > 0; by default 16 of ratio 2^(1/4), downwards from 1.2 times
-    reference_bandwidth(samples), and more where the smallest is best.
+    samples: (N >= 2, d), in columns of like units, since one h serves all;
+    of more than 2000 the likelihood is that of 2000, evenly spaced, under the
+    estimate from all others. candidates: bandwidths > 0; by default 16 of
+    ratio 2^(1/4), downwards from 1.2 times reference_bandwidth(samples), and
+    more where the smallest is best.
     ValueError if there are fewer than two samples, all are equal, or there
     is no candidate.
     """
@@ -556,10 +557,11 @@ class LocalKDE(Density):
     """A kernel estimate with a width of its own on each sample: h_i is c
     times the distance of x_i to its k-th neighbour, H_i = h_i I.
 
-    samples: (N >= 2, d). neighbours: k >= 1, at most N - 1. c: the one of 17
-    from 1/8 to 2 with the best leave-one-out likelihood, on 2000 samples at
-    most. ValueError as GaussianKDE. (Breiman, Meisel, Purcell 1977; Abramson
-    1982)
+    samples: (N >= 2, d), in columns of like units. neighbours: k >= 1, at
+    most N - 1. c: the one of 17 from 1/8 to 2 with the best leave-one-out
+    likelihood, on 2000 samples at most. The work of finding neighbours grows
+    with N^2. ValueError as GaussianKDE. (Breiman, Meisel, Purcell 1977;
+    Abramson 1982)
     """
 
     def __init__(self, samples, neighbours=30):

@@ -35,6 +35,7 @@ from checks import (
 )
 from helpers import (
     FLOW_OF,
+    LOG_2PI,
     PART,
     TRAINING,
     CouplingFlow,
@@ -281,6 +282,8 @@ class Checkpoint(NamedTuple):
             lost = diverged.nonzero().flatten().tolist()
             warn(f"members {lost} diverged: they keep their last checkpoint, "
                  f"if any; {remedy}")  # fmt: skip
+        if remark := behind_a_gaussian(points, self.best):
+            warn(remark)
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
             p.data = weight
         volume = log_volume(trained)  # from nats of u to nats of x
@@ -336,6 +339,7 @@ class TrainingResult:
 LENGTH = 2.5  # root mean square length of the points that the layers see,
 REACH = 5.0  # unless some are further out, where a spline does not bend
 MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
+MARGIN = 0.1  # nats a point by which one Gaussian has to be better
 
 
 class Prepared(NamedTuple):
@@ -521,6 +525,28 @@ def no_worse(log_p, best, tolerance=1.0):
     elif tolerance and n > 1:
         allowed = tolerance * deficit.std(-1) / n**0.5
     return deficit.mean(-1) <= allowed
+
+
+def behind_a_gaussian(points, log_p):
+    """A warning, if one Gaussian, fitted to the same points, is better than
+    log_p, (..., m), at those held out: by over MARGIN nats a point, in one
+    member or more."""
+    centres, held_out = points.centres.double(), points.held_out.double()
+    mean, (n, d) = centres.mean(-2, keepdim=True), centres.shape[-2:]
+    spread = (centres - mean).mT @ (centres - mean) / n
+    root, failed = torch.linalg.cholesky_ex(spread)
+    z = torch.linalg.solve_triangular(root, (held_out - mean).mT, upper=False)
+    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    normal = -z.square().mean(-1).sum(-1) / 2 - log_det - d / 2 * LOG_2PI
+    behind = normal - log_p.mean(-1)
+    behind = behind[(failed == 0) & behind.isfinite()].flatten().tolist()
+    if (most := max(behind, default=0)) <= MARGIN:
+        return ""
+    return (
+        "on the held-out points one Gaussian is better than the flow, by "
+        f"{most:.2g} nats a point: look for outliers, take logarithms of "
+        "columns with long tails, or train longer"
+    )
 
 
 def as_wide(value, parameter):

@@ -4,6 +4,7 @@ import copy
 import math
 import signal
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -530,6 +531,20 @@ def test_interrupt_returns_what_was_reached(monkeypatch, members, after):
     assert same(result, whole)
 
 
+def test_a_flow_behind_a_gaussian_is_told():
+    """Not one that has learnt more than a Gaussian can say."""
+    x = np.random.default_rng(0).normal(size=(100, 2))
+    line = x @ [[1, 2], [0, 0.001]]  # no flow of two layers is so thin
+    with pytest.warns(UserWarning, match="Gaussian is better .* by .* nats"):
+        quick(small_flow(), line)
+    sets = [ToyDataset("Moons", 100).data, torch.tensor(line)]
+    with pytest.warns(UserWarning, match="Gaussian is better"):
+        quick(small_flow(2), sets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(small_flow(K=4), ToyDataset("Circles", 600).data, 30)
+
+
 def test_a_warning_is_of_the_line_that_called_train(monkeypatch):
     interrupt(monkeypatch, after=9)
     with pytest.warns(UserWarning, match="interrupted") as seen:
@@ -686,7 +701,7 @@ def test_constant_columns_are_named_and_train_without_unit_and_noise():
     assert losses.isfinite().all() and losses[-1] < losses[0]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:on the held-out points")
 @pytest.mark.parametrize("members", [None, 2])
 @pytest.mark.parametrize("N", [3, 4, 20])
 def test_fewer_points_than_a_batch_train_without_a_warning(N, members):
