@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CODE ?= teach
 PARAMS ?=
-NOTEBOOKS := notebooks/0[1-4]_*[a-z].ipynb
+NOTEBOOKS := notebooks/0[1-9]_*[a-z].ipynb
 
 .PHONY: help setup report pdf notebooks test bench lab clean
 .DEFAULT_GOAL := help

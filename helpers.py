@@ -670,8 +670,9 @@ class CouplingLayer(nn.Module):
 
 
 class Coupling(nn.Module):
-    """What a coordinate goes through. Its one number, the `size`, is saved
-    with a flow's weights, which without it mean another density."""
+    """What a coordinate goes through. Made with members and its options, its
+    learnt numbers by per_member. Its one number, the `size`, is saved with a
+    flow's weights, which without it mean another density."""
 
     def get_extra_state(self):
         return torch.tensor(getattr(self, self.size) or 0.0).double()

@@ -144,7 +144,7 @@ def bind(options, work):
     run = options.execute or options.p
     if run:
         values = choose(options.p, paths)
-        jobs = (execute(paths[k], values, work) for k in (3, 0, 2, 1))
+        jobs = (execute(path, values, work) for path in paths[::-1])
         done |= dict(joblib.Parallel(2)(jobs))  # the longest first
     report, about["report"] = merge({path.name: done[path] for path in paths})
     if run:

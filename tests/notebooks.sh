@@ -16,6 +16,6 @@ else
     echo "this processor rounds differently: comparing verdicts"
     compare="--nbval-lax --nbval-sanitize-with tests/sanitize.cfg"
 fi
-[ $# -gt 0 ] || set -- notebooks/0[1-4]*.ipynb
+[ $# -gt 0 ] || set -- notebooks/0[1-9]_*[a-z].ipynb
 .venv/bin/pytest $compare --nbval-cell-timeout 1800 -p no:cacheprovider \
     -n 2 --dist loadfile "$@"

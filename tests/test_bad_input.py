@@ -260,3 +260,15 @@ def test_messages_are_short_whatever_the_value_is(value):
 ])  # fmt: skip
 def test_good_arguments_are_taken(call, good):
     call(**good)
+
+
+@pytest.mark.parametrize("name", Recipe.__dataclass_fields__)
+def test_every_switch_is_checked(name):
+    for value in ("x", None, -1):
+        with pytest.raises((TypeError, ValueError), match=rf"^{name} must"):
+            Recipe(**{name: value})
+
+
+def test_the_courses_recipe_decides_every_switch():
+    others = set(Recipe.__dataclass_fields__) - set(s.COURSE)
+    assert others == {"valid_fraction"}

@@ -17,12 +17,13 @@ import helpers
 from helpers import COUPLINGS, CouplingFlow
 
 each_coupling = pytest.mark.parametrize("coupling", COUPLINGS)
+PLAIN = [*((name, {}) for name in COUPLINGS), ("affine", {"bound": None})]
 FAMILIES = [
-    ("affine", {}), ("affine", {"bound": None}), ("spline", {}),
+    *PLAIN,
     ("affine", {"bound": 0.5}), ("spline", {"bins": 2, "interval": 2.0}),
     ("spline", {"bins": 20, "interval": 3.0}),
 ]  # fmt: skip
-ENSEMBLES = pytest.mark.parametrize("coupling, options", FAMILIES[:3])
+ENSEMBLES = pytest.mark.parametrize("coupling, options", PLAIN)
 
 
 @st.composite

@@ -43,7 +43,7 @@ def test_notebook_is_committed_as_it_ran(path):
     counts = [c.execution_count for c in cells]
     assert counts == list(range(1, len(cells) + 1))
     first = [o for c in notebook.cells[:3] for o in c.get("outputs", ())]
-    assert any("image/png" in o.get("data", ()) for o in first)
+    assert not cells or any("image/png" in o.get("data", ()) for o in first)
     for cell in cells:
         assert len(cell.source.splitlines()) <= 20
         folded = cell.metadata.get("jupyter") == {"source_hidden": True}
@@ -57,7 +57,7 @@ def test_notebook_is_committed_as_it_ran(path):
     assert "widgets" not in notebook.metadata
     assert path.stat().st_size < 5e6
     tags = [tag for c in cells for tag in c.metadata.get("tags", ())]
-    assert tags.count("parameters") == 1
+    assert tags.count("parameters") == bool(cells)
 
 
 @pytest.mark.slow
