@@ -94,7 +94,11 @@ def check_points(
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
             + (f": {hint.format(shape[-1])}" if other and hint else "")
-            + (": reshape(-1, 1) makes it a column" if len(shape) == 1 else "")
+            + (
+                ": reshape(-1, 1) makes it a column"
+                if len(shape) == 1 and dim in (None, 1)
+                else ""
+            )
         )
     if dtype is None:
         dtype = x.dtype if x.dtype == torch.float32 else torch.float64

@@ -242,8 +242,8 @@ class Checkpoint(NamedTuple):
             for p, w in zip(flow.parameters(), self.weights, strict=True)
         ]
         return Checkpoint(
-            torch.where(take, len(self.losses), self.epoch), weights, best,
-            alive,
+            torch.where(take, len(self.losses), self.epoch),
+            weights, best, alive,
             (*self.losses, loss), (*self.valid_losses, -log_p.mean(-1)),
         )  # fmt: skip
 
@@ -339,7 +339,6 @@ class TrainingResult:
 LENGTH = 2.5  # root mean square length of the points that the layers see,
 REACH = 5.0  # unless some are further out, where a spline does not bend
 MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
-MARGIN = 0.1  # nats a point by which one Gaussian has to be better
 
 
 class Prepared(NamedTuple):
@@ -528,9 +527,9 @@ def no_worse(log_p, best, tolerance=1.0):
 
 
 def behind_a_gaussian(points, log_p):
-    """A warning, if one Gaussian, fitted to the same points, is better than
-    log_p, (..., m), at those held out: by over MARGIN nats a point, in one
-    member or more."""
+    """A warning, if one Gaussian, fitted to the centres of the noise, is
+    better than log_p, (..., m), at the held-out points: by more than 0.1 nats
+    a point, in one member or more."""
     centres, held_out = points.centres.double(), points.held_out.double()
     mean, (n, d) = centres.mean(-2, keepdim=True), centres.shape[-2:]
     spread = (centres - mean).mT @ (centres - mean) / n
@@ -540,7 +539,7 @@ def behind_a_gaussian(points, log_p):
     normal = -z.square().mean(-1).sum(-1) / 2 - log_det - d / 2 * LOG_2PI
     behind = normal - log_p.mean(-1)
     behind = behind[(failed == 0) & behind.isfinite()].flatten().tolist()
-    if (most := max(behind, default=0)) <= MARGIN:
+    if (most := max(behind, default=0)) <= 0.1:
         return ""
     return (
         "on the held-out points one Gaussian is better than the flow, by "
