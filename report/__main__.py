@@ -19,6 +19,7 @@ import joblib
 import nbformat
 import papermill
 from nbformat.v4 import new_markdown_cell, new_notebook
+from traitlets.config import Config
 
 from report import (
     HERE,
@@ -91,10 +92,13 @@ def execute(path, values, work):
     """Its path, and a notebook as a run of a copy in work leaves it."""
     os.environ["FIGURES"] = str(work / "figures")  # the kernel's too
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # two share the cores
+    # Two processes may choose the same free port; files are each one's own.
+    own = {"transport": "ipc", "ip": str(work / path.name[:2])}
+    config = Config(KernelManager=own if os.name == "posix" else {})
     try:
         return path, papermill.execute_notebook(
             path, work / path.name, values[path], kernel_name="python3",
-            language="python", cwd=path.parent, progress_bar={
+            language="python", cwd=path.parent, config=config, progress_bar={
                 "desc": path.name, "position": NAMES.index(path.name)},
         )  # fmt: skip
     except (papermill.PapermillExecutionError, RuntimeError) as error:

@@ -167,6 +167,9 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
         text("# A"),
         code("N = 9_000\nH = 1.0", count=None, tags=["parameters"]),
         code("print('N is', N, H)\n1 / (N - 3)", count=None),
+        code("import os, ipykernel\n"  # no port that another may take
+             "assert os.name == 'nt' or 'ipc' in ipykernel."
+             "get_connection_info()", count=None),
         code("import os, pathlib\nf = pathlib.Path(os.environ['FIGURES'])\n"
              "f.mkdir(exist_ok=True)\n(f / 'a.svg').write_text('new');",
              count=None),
