@@ -40,7 +40,8 @@ notebooks: setup  ## execute the notebooks in place, for committing
 test: setup  ## style, unit tests, and the notebooks as tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder \
+		tests/test_notebooks.py tests  # the longest first
 	sh tests/notebooks.sh
 
 bench: .venv-bench/.ready  ## measure against other libraries

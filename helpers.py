@@ -79,9 +79,7 @@ class Density:
         """log p(x) in nats. x: (n, d) -> (n,), float64. ValueError unless
         finite."""
         x = check_points(x, dim=self.dim, most=math.inf)
-        parts = x.split(self._chunk)
-        with one_thread():
-            log_p = torch.cat([self.log_p(part) for part in parts])
+        log_p = in_parts(self.log_p, x, self._chunk)
         # inf - inf, so far away that a squared distance is no number.
         return log_p.where(~log_p.isnan(), -math.inf)
 
@@ -467,26 +465,29 @@ def left_out_log_p(samples, candidates, most=None):
     """
     samples = check_samples(samples)
     widths = check_candidates(candidates)
-    points, (N, d) = (samples - samples.mean(0)).T, samples.shape
-    parts = points[:, spaced(N, most or N)].split(max(1, PAIRS // N), 1)
-    sums, offsets = [], []
-    with one_thread():
-        for part in parts:
-            d2 = squared_distances(part, points)
-            d2[d2 == 0] = math.inf  # leaves i itself out
-            nearest, kernels, own = d2.amin(1, keepdim=True), [], []
-            d2 -= nearest
-            for k, h in enumerate(widths):
-                two_before = widths[k - 2] if k >= 2 else math.inf
-                if math.isclose(two_before, h * math.sqrt(2), rel_tol=1e-14):
-                    kernels.append(kernels.pop(0).square_())
-                else:
-                    exponent = (d2 / (-2 * h**2)).clamp_(min=-350.0)
-                    kernels = [*kernels[-1:], exponent.exp_()]
-                own.append(kernels[-1].sum(1))
-            sums.append(torch.stack(own)), offsets.append(nearest[:, 0])
+    points, (N, d) = samples - samples.mean(0), samples.shape
+
+    def sums(part):
+        """Of its kernels, relative to the nearest sample's, and how far that
+        is: (n, d) -> (n, k + 1)."""
+        d2 = squared_distances(part.T, points.T)
+        d2[d2 == 0] = math.inf  # leaves i itself out
+        nearest, kernels, own = d2.amin(1, keepdim=True), [], []
+        d2 -= nearest
+        for k, h in enumerate(widths):
+            two_before = widths[k - 2] if k >= 2 else math.inf
+            if math.isclose(two_before, h * math.sqrt(2), rel_tol=1e-14):
+                kernels.append(kernels.pop(0).square_())
+            else:
+                exponent = (d2 / (-2 * h**2)).clamp_(min=-350.0)
+                kernels = [*kernels[-1:], exponent.exp_()]
+            own.append(kernels[-1].sum(1))
+        return torch.stack([*own, nearest[:, 0]], 1)
+
+    some = points[spaced(N, most or N)]
+    *own, nearest = in_parts(sums, some, max(1, PAIRS // N)).T.contiguous()
     h = torch.tensor(widths, dtype=torch.float64)[:, None]
-    log_sum = torch.cat(sums, 1).log() - torch.cat(offsets) / (2 * h**2)
+    log_sum = torch.stack(own).log() - nearest / (2 * h**2)
     return log_sum - d * h.log() - (d / 2 * LOG_2PI + math.log(N - 1))
 
 
@@ -541,16 +542,16 @@ def sharpen(samples, h, step=1.0, around=None):
     samples, h = check_points(samples, "samples"), check_number(h, "h")
     step = check_number(step, "step")
     others = samples if around is None else check_points(around, "around")
-    centre, moved = others.mean(0), []
+    centre, size = others.mean(0), max(1, PAIRS // len(others))
     points = (others - centre).T
-    with one_thread():
-        for part in (samples - centre).T.split(
-            max(1, PAIRS // len(others)), 1
-        ):
-            exponent = squared_distances(part, points).div_(-2 * h**2)
-            weights = exponent.clamp_(min=-350.0).exp_()
-            moved.append(weights @ points.T / weights.sum(1, keepdim=True))
-    return samples + step * (torch.cat(moved) + centre - samples)
+
+    def mean_around(part):
+        exponent = squared_distances(part.T, points).div_(-2 * h**2)
+        weights = exponent.clamp_(min=-350.0).exp_()
+        return weights @ points.T / weights.sum(1, keepdim=True)
+
+    mean = in_parts(mean_around, samples - centre, size)
+    return samples + step * (mean + centre - samples)
 
 
 class LocalKDE(Density):
@@ -572,8 +573,10 @@ class LocalKDE(Density):
         self._log_norm = self.dim / 2 * LOG_2PI + math.log(N)
         self._centre = self.samples.mean(0)
         with one_thread():
-            parts = self.samples.split(self._chunk)
-            d2 = torch.cat([self.d2(x).kthvalue(k + 1).values for x in parts])
+            d2 = in_parts(
+                lambda x: self.d2(x).kthvalue(k + 1).values,
+                self.samples, self._chunk,
+            )  # fmt: skip
             if not d2.max() > 0:
                 raise ValueError(
                     f"samples must differ, got all equal to {k} others: take "
@@ -987,7 +990,7 @@ def pick(values, index):
 COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
 
 
-# Randomness and threads
+# Randomness, memory and threads
 
 # Mixed into a seed, so that data, weights, noise and test points that share
 # the seed 0 do not share their random numbers. (Not added above its 32 bits:
@@ -1034,6 +1037,20 @@ def normal(n, d, generator):
 
 def uniform(n, generator):
     return torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+def in_parts(formula, x, size):
+    """formula(x), so many rows at a time: (n, ...) -> (n, ...). The results
+    go where they stay: many small ones among large ones that come and go
+    would break up the memory, which then grows with n^2."""
+    whole = None
+    with one_thread():
+        for k in range(0, len(x), size):
+            part = formula(x[k : k + size])
+            if whole is None:
+                whole = part.new_empty(len(x), *part.shape[1:])
+            whole[k : k + size] = part
+    return whole
 
 
 @contextlib.contextmanager
