@@ -769,26 +769,31 @@ def make_network(inputs, hidden, outputs, members, seed, start):
     return nn.Sequential(first, act(), second, act(), last)
 
 
-class ShiftAndScale(nn.Module):
-    """x = shift + scale u, coordinate by coordinate, and what a flow's layers
-    work in is u. Nothing is learnt: `train` sets both, from the data. rest is
-    what rounding to the dtype of the weights takes from the shift."""
+class AffineMap(nn.Module):
+    """x = shift + scale (shear u), and what a flow's layers work in is u. The
+    shear is a lower triangle with ones on its diagonal: the identity, unless
+    columns go together. Nothing is learnt: `train` sets all, from the data.
+    rest is what rounding to the dtype of the weights takes from the shift."""
 
     def __init__(self, dim, members=None):
         super().__init__()
-        shape = (1, dim) if members is None else (members, 1, dim)
+        lead = () if members is None else (members,)
         for name, value in (("shift", 0.0), ("rest", 0.0), ("scale", 1.0)):
-            self.register_buffer(name, torch.full(shape, value))
+            self.register_buffer(name, torch.full((*lead, 1, dim), value))
+        self.register_buffer("shear", torch.eye(dim).repeat(*lead, 1, 1))
 
-    def set(self, shift, scale):
+    def set(self, shift, scale, shear=None):
         shift = torch.as_tensor(shift, dtype=torch.float64)
         self.shift.copy_(shift)
         self.rest.copy_(shift - self.shift.cpu().double())
         self.scale.copy_(torch.as_tensor(scale))
+        one = torch.eye(self.scale.shape[-1])
+        self.shear.copy_(one if shear is None else shear)
+        return self
 
     def forward(self, u):
         """x and log |det dx/du|: (..., n, d) -> (..., n, d), (..., n)."""
-        x = self.shift + (self.rest + self.scale * u)
+        x = self.shift + (self.rest + self.scale * (u @ self.shear.mT))
         return x, self.scale.log().sum(-1).expand(x.shape[:-1])
 
     def inverse(self, x):
@@ -797,13 +802,16 @@ class ShiftAndScale(nn.Module):
         x = x.to(torch.promote_types(x.dtype, self.shift.dtype))
         scale = self.scale.to(x)
         u = (x - self.shift.to(x) - self.rest.to(x)) / scale
+        u = torch.linalg.solve_triangular(
+            self.shear.to(x).mT, u, upper=True, left=False, unitriangular=True
+        )
         return u, -scale.log().sum(-1).expand(u.shape[:-1])
 
 
 class CouplingFlow(nn.Module):
     """x = a(f_K(... f_1(z))), z ~ N(0, I): coupling layers, of which the first
     keeps the first half of the coordinates, the next the rest, and so on; and
-    a shift and a scale, a, which do nothing until `train` sets them.
+    an affine map, a, which does nothing until `train` sets it.
 
     members: S flows at once; member i of seed s is the flow of seed s + i.
     dim: d >= 2. options: as CouplingLayer's. float32; after .double() float64,
@@ -830,7 +838,7 @@ class CouplingFlow(nn.Module):
             CouplingLayer(mask, members, coupling, generators, **options)
             for mask in (masks * K)[:K]
         )
-        self.outermost = ShiftAndScale(dim, members)
+        self.outermost = AffineMap(dim, members)
 
     def forward(self, z):
         """x and log |det dx/dz|: (n, d) -> (n, d), (n,). With members (n, d)

@@ -38,6 +38,7 @@ from helpers import (
     LOG_2PI,
     PART,
     TRAINING,
+    AffineMap,
     CouplingFlow,
     ToyDataset,
     best_left_out,
@@ -62,8 +63,8 @@ class Recipe:
     standardize: the layers see the points less their mean, divided by a
         scale: one number for all coordinates, such that the root mean square
         distance from the mean is LENGTH = 2.5, or more where a point would
-        lie beyond REACH = 5; or one number for each, where the leave-one-out
-        likelihood asks for it.
+        lie beyond REACH = 5; or one number for each, or a root of the
+        covariance, where the leave-one-out likelihood asks for it.
     jitter: every batch gets fresh noise of standard deviation jitter times
         h sqrt(2 / d), with h = select_bandwidth of the training points, so
         that the length of a noise vector does not grow with d. This is
@@ -160,7 +161,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     data: a ToyDataset or points (N, d), rows in any order, in any unit; for S
     members one of these, or a list of S of one size. recipe: what differs
     from Recipe's defaults. Member i of seed s is trained as a single flow of
-    seed s + i would be. The data set the flow's shift and scale anew, where
+    seed s + i would be. The data set the flow's outermost map anew, where
     standardize is on. A KeyboardInterrupt after the first epoch returns what
     was reached, and so does a loss that stops being finite, with a warning;
     RuntimeError if nothing was. ValueError, TypeError for bad arguments.
@@ -296,7 +297,9 @@ class Checkpoint(NamedTuple):
         entries = best_epoch, best_loss, self.epoch, diverged
         if trained.members is None:
             entries = (entry.item() for entry in entries)
-        noise = (points.noise * trained.outermost.scale)[..., 0, :]
+        outermost = trained.outermost
+        noise = (points.noise * outermost.scale)[..., 0, :]
+        noise = noise * outermost.shear.norm(dim=-1)
         return TrainingResult(
             trained, losses, valid_losses, *entries, noise, points.rows,
             interrupted, time.process_time() - start,
@@ -338,15 +341,18 @@ class TrainingResult:
 
 LENGTH = 2.5  # root mean square length of the points that the layers see,
 REACH = 5.0  # unless some are further out, where a spline does not bend
+TOGETHER = 0.25  # nats that a Gaussian gains by knowing the correlations
 MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
 
 
 class Prepared(NamedTuple):
     """What the points say, and which rows are held out: of one member, or
-    with an axis of members in front. Shapes (1, d), (n, d), (m, d), (m,)."""
+    with an axis of members in front. Shapes (1, d), of the shear (d, d), of
+    the points (n, d), (m, d), (m,)."""
 
     shift: torch.Tensor
     scale: torch.Tensor
+    shear: torch.Tensor
     noise: torch.Tensor
     centres: torch.Tensor
     held_out: torch.Tensor
@@ -354,7 +360,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(flow, sets, recipe, generators):
-    """A copy of the flow with its shift and scale, and a Prepared of all
+    """A copy of the flow with its outermost map, and a Prepared of all
     members, whose points and noise are in the unit of the flow's layers.
 
     sets: points (N, d), one for all members, or one each.
@@ -371,7 +377,7 @@ def prepare(flow, sets, recipe, generators):
     trained = copy.deepcopy(flow)
     outermost = trained.outermost
     if recipe.standardize:
-        outermost.set(found.shift, found.scale)
+        outermost.set(found.shift, found.scale, found.shear)
     centres, held_out = (
         outermost.inverse(x)[0].to(outermost.shift)  # in float64 till then
         for x in (found.centres, found.held_out)
@@ -407,54 +413,63 @@ def split_and_smooth(points, recipe, generators):
 
 
 def smooth(points, part, n, recipe):
-    """(shift, scale, noise), (1, d) each, and the centres of the noise: the
-    points (N, d), sharpened where the recipe says so. All is found from a
-    part of the n that are fitted."""
-    shift, scale, h = unit_and_bandwidth(part, recipe)
+    """(shift, scale, shear, noise), and the centres of the noise: the points
+    (N, d), sharpened where the recipe says so. All is found from a part of
+    the n that are fitted."""
+    unit, h = unit_and_bandwidth(part, recipe)
     d = points.shape[1]
     width = recipe.jitter * h * math.sqrt(2 / d)
     shrink = (n / len(part)) ** (-1 / (d + 4))  # of the best h, with n
     if width and recipe.sharpened:
-        u, others = (points - shift) / scale, (part - shift) / scale
-        moved = sharpen(u, width, shrink**2, others)
-        points = shift + scale * moved
-    return (shift, scale, shrink * width * scale), points
+        u, others = unit.inverse(points)[0], unit.inverse(part)[0]
+        points, _ = unit.forward(sharpen(u, width, shrink**2, others))
+    noise = shrink * width * unit.scale
+    return (unit.shift, unit.scale, unit.shear, noise), points
 
 
 def unit_and_bandwidth(points, recipe):
-    """Shift and scale (1, d), and select_bandwidth in that unit: one scale
-    for all coordinates, or one for each where the leave-one-out likelihood
-    is higher by more than a standard error, point by point."""
-    d = points.shape[1]
-    shift = torch.zeros(1, d, dtype=points.dtype)
-    scales = [torch.ones_like(shift)]
-    if recipe.standardize:
-        constant = (points.amax(0) == points.amin(0)).nonzero().flatten()
-        if len(constant):
-            raise ValueError(
-                "data must vary in every column, among the rows that are "
-                f"fitted: leave out {constant.tolist()} (counted from 0)"
-            )
-        near = without_outliers(points)  # NaN in the place of an outlier
-        shift = near.nanmean(0, keepdim=True)
-        rms = (near - shift).square().nanmean(0, keepdim=True).sqrt()
-        scales = [rms.norm().expand(1, d), rms * d**0.5]
-        scales = [scale / LENGTH for scale in scales]
-        away = (near - shift).abs().nan_to_num()
-        reach = [(away / scale).max().item() for scale in scales]
-        scales = [
-            scale * min(2, max(1, most / REACH))
-            for scale, most in zip(scales, reach, strict=True)
-        ]
-        points = points[near.isfinite().all(1)]
-    elif not recipe.jitter:
-        return shift, *scales, 0.0
-    tried = [best_left_out((points - shift) / scale) for scale in scales]
-    log_p = [
-        own - a.log().sum() for (_, own), a in zip(tried, scales, strict=True)
-    ]
-    best = 0 if no_worse(log_p[0], log_p[-1]) else -1
-    return shift, scales[best], tried[best][0]
+    """An AffineMap, float64, and select_bandwidth of the points in its unit:
+    of the units below a later one, where its leave-one-out likelihood is
+    higher by more than a standard error, point by point."""
+    if not recipe.standardize:
+        h = best_left_out(points)[0] if recipe.jitter else 0.0
+        return AffineMap(points.shape[1]).double(), h
+    constant = (points.amax(0) == points.amin(0)).nonzero().flatten()
+    if len(constant):
+        raise ValueError(
+            "data must vary in every column, among the rows that are "
+            f"fitted: leave out {constant.tolist()} (counted from 0)"
+        )
+    near = without_outliers(points)
+    points = near[near.isfinite().all(1)]
+    chosen, highest = None, None
+    for unit, numbers in units(near, points):
+        h, log_p = best_left_out(unit.inverse(points)[0])
+        log_p = log_p - unit.scale.log().sum() - numbers / len(points)
+        if chosen is None or not no_worse(highest, log_p):
+            chosen, highest = (unit, h), log_p
+    return chosen
+
+
+def units(near, points):
+    """The units to choose from, of points (n, d), or with NaN in near: one
+    scale for all coordinates; one for each; and the shape of the covariance,
+    where points are many enough for that and a Gaussian gains more than
+    TOGETHER nats by it. With each how many numbers more it fits: so many nats
+    are gained by chance. (Akaike 1974)"""
+    d, shift = points.shape[1], near.nanmean(0, keepdim=True)
+    rms = (near - shift).square().nanmean(0, keepdim=True).sqrt()
+    shapes = [(rms.norm().expand(1, d), None), (rms * d**0.5, None)]
+    root, failed = torch.linalg.cholesky_ex(points.T.cov(correction=0))
+    pivots = root.diagonal()[None]  # what the columns before do not tell
+    known = failed == 0 and pivots.gt(1e-5 * rms).all() and len(points) > 3 * d
+    if known and (rms / pivots).log().sum() > TOGETHER:
+        shapes.append((pivots * d**0.5, root / pivots.T))
+    for scale, shear in shapes:
+        unit = AffineMap(d).double().set(shift, scale / LENGTH, shear)
+        furthest = unit.inverse(points)[0].abs().max().item()
+        unit.scale *= min(2, max(1, furthest / REACH))
+        yield unit, 0 if shear is None else d * (d - 1) / 2
 
 
 def without_outliers(points):
@@ -503,14 +518,14 @@ def warn(message):
 
 
 def inner(flow):
-    """A copy of the flow's layers alone, without its shift and scale."""
+    """A copy of the flow's layers alone, without its outermost map."""
     flow = copy.deepcopy(flow)
     flow.outermost.set(0, 1)
     return flow
 
 
 def log_volume(flow):
-    """log |det dx/du| of a flow's shift and scale: () or (S,)."""
+    """log |det dx/du| of a flow's outermost map: () or (S,)."""
     return flow.outermost.scale.log().sum((-2, -1))
 
 

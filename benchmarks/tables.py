@@ -25,10 +25,10 @@ TABLES = {
 
 def in_unit(kernel, x, y):
     """log p of y by a kernel estimate of x, made in the unit that train
-    would choose: one scale, or one for each column."""
-    shift, scale, h = unit_and_bandwidth(x, Recipe())
-    log_p = kernel((x - shift) / scale, h).log_probability((y - shift) / scale)
-    return log_p - scale.log().sum()
+    would choose."""
+    unit, h = unit_and_bandwidth(x, Recipe())
+    u, log_det = unit.inverse(y)
+    return kernel(unit.inverse(x)[0], h).log_probability(u) + log_det
 
 
 def gaussian(x, y):

@@ -431,6 +431,26 @@ def test_columns_in_units_of_their_own_get_scales_of_their_own():
     assert (one == one[0]).all()  # and one where one will do
 
 
+def test_columns_that_go_together_get_the_shape_of_their_covariance():
+    """And noise of that shape; where they hardly do, one scale is kept."""
+    mix = torch.tensor([[1, 50, -2], [0, 10, 3], [0, 0, 0.1]]).double()
+    points = data(300, d=3).double() @ mix
+    result = quick(small_flow(dim=3), points, 1)
+    fitted, _ = split(points, 30)
+    u = result.flow.outermost.inverse(fitted)[0]
+    round_ones = (u.T.cov() / u.var(0).mean()).round(decimals=4)
+    assert torch.equal(round_ones, torch.eye(3).double())
+    shares = result.noise / fitted.std(0)
+    torch.testing.assert_close(shares, shares[[0, 0, 0]], rtol=1e-4, atol=0)
+    log_p = result.flow.log_probability(points[:5])
+    assert log_p.isfinite().all()
+    hardly = torch.tensor([[1, 0.5, 0], [0, 1, 0.5], [0, 0, 1]]).double()
+    twice = torch.tensor([[1, 50, 51], [0, 10, 10], [0, 0, 0]]).double()
+    for n, other in (300, hardly), (300, twice), (10, mix):  # too few
+        flow = quick(small_flow(dim=3), data(n, d=3).double() @ other, 1).flow
+        assert torch.equal(flow.outermost.shear, torch.eye(3))
+
+
 @pytest.mark.parametrize("N", [100, 3000])
 def test_centres_are_the_sharpened_points(N):
     """Of many points by a part, with the step that fewer points need."""
@@ -457,27 +477,26 @@ def test_centres_are_the_sharpened_points(N):
 @pytest.mark.slow
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_rows_and_units_do_not_change_the_fit(coupling):
-    """Beyond the scatter of the seeds: rows sorted, and a column in another
-    unit, which gets a scale of its own."""
+    """Beyond the scatter of the seeds: rows sorted, a column in another unit,
+    which gets a scale of its own, and columns that go together."""
     truth, S = helpers.toy_distribution("Moons"), 4
     data = [ToyDataset(truth, 600, seed).data.double() for seed in range(S)]
-    millimetres = torch.tensor([1.0, 1000.0], dtype=torch.float64)
     fresh = truth.sample(5000, 99)
     log_p = truth.log_probability(fresh)
 
-    def kls(change, unit):
-        sets = [change(x) * unit for x in data]
+    def kls(mix, order=0):
+        mix = torch.tensor(mix, dtype=torch.float64)
+        sets = [x[x[:, 0].argsort()] if order else x for x in data]
         flow = small_flow(S, coupling=coupling, K=4)
-        flow = quick(flow, sets, 60, batch_size=256).flow
-        log_q = flow.log_probability(fresh * unit).detach()
-        return (log_p - unit.log().sum() - log_q).mean(1)
+        flow = quick(flow, [x @ mix for x in sets], 60, batch_size=256).flow
+        log_q = flow.log_probability(fresh @ mix).detach()
+        return (log_p - mix.det().log() - log_q).mean(1)
 
-    one = torch.ones(2, dtype=torch.float64)
-    drawn = kls(lambda x: x, one)
-    in_rows = kls(lambda x: x[x[:, 0].argsort()], one)
-    in_units = kls(lambda x: x[x[:, 0].argsort()], millimetres)
+    drawn, in_rows = (kls([[1, 0], [0, 1]], order) for order in (0, 1))
     assert abs((in_rows - drawn).mean()) < 3 * drawn.std()
-    assert in_units.mean() < 1.5 * drawn.mean() + 3 * drawn.std()
+    for mix in [[1, 0], [0, 1000]], [[1, 50], [0, 1]]:
+        mixed = kls(mix, order=1)
+        assert mixed.mean() < 1.5 * drawn.mean() + 3 * drawn.std()
 
 
 @pytest.mark.parametrize("change", [
@@ -536,10 +555,10 @@ def test_a_flow_behind_a_gaussian_is_told():
     x = np.random.default_rng(0).normal(size=(100, 2))
     line = x @ [[1, 2], [0, 0.001]]  # no flow of two layers is so thin
     with pytest.warns(UserWarning, match="Gaussian is better .* by .* nats"):
-        quick(small_flow(), line)
+        quick(small_flow(), line, standardize=False)
     sets = [ToyDataset("Moons", 100).data, torch.tensor(line)]
     with pytest.warns(UserWarning, match="Gaussian is better"):
-        quick(small_flow(2), sets)
+        quick(small_flow(2), sets, standardize=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quick(small_flow(K=4), ToyDataset("Circles", 600).data, 30)

@@ -10,7 +10,7 @@ from helpers import CouplingFlow, Grid
 def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
               dtype=torch.float64, **options):  # fmt: skip
     """A flow far from the identity: every parameter plus size * N(0, 1), and
-    a shift and a scale as training sets them."""
+    an outermost map as training sets it."""
     flow = CouplingFlow(K, members, coupling, seed, **options)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -20,6 +20,7 @@ def make_flow(K, members=None, coupling="affine", seed=0, size=0.4,
         g = flow.outermost
         g.shift += torch.randn(g.shift.shape, generator=generator)
         g.scale *= (torch.randn(g.scale.shape, generator=generator) / 3).exp()
+        g.shear += torch.randn(g.shear.shape, generator=generator).tril(-1) / 3
     return flow.to(dtype)
 
 
