@@ -584,20 +584,21 @@ class LocalKDE(Density):
                 )
             self.widths = d2.clamp(min=d2[d2 > 0].min()).sqrt()
             ladder = 2.0 ** (1 - np.arange(17) / 4)
-            self.widths *= ladder[self.left_out(ladder).argmax()].item()
+            best = self.left_out(ladder).sum(0).argmax()
+            self.widths *= ladder[best].item()
 
     def left_out(self, factors):
-        """The sum of log f_-i(x_i) over 2000 samples at most, with widths so
-        many times as wide; the k-th factor is the one two before / sqrt(2),
-        so that its kernels are the squares of that one's: -> (k,)."""
-        least, log_p = self.widths.min(), torch.zeros(len(factors)).double()
+        """log f_-i(x_i), less what all have, of 2000 samples at most, with
+        widths so many times as wide: (k,) -> (n, k). From the third on each
+        is the one two before / sqrt(2): its kernels are that one's squares."""
+        least = self.widths.min()
         weights = (self.widths / least) ** -self.dim
-        some = self.samples[spaced(len(self.samples), 2000)]
-        for x in some.split(self._chunk):
+
+        def log_sums(x):
             d2 = self.d2(x)
             d2[d2 == 0] = math.inf  # leaves i itself out
             exponent = d2.div_(-2 * self.widths**2)
-            top, kernels = exponent.amax(1, keepdim=True), []
+            top, kernels, own = exponent.amax(1, keepdim=True), [], []
             for k, c in enumerate(factors.tolist()):
                 if k < 2:
                     part = ((exponent - top) / c**2).clamp_(min=-350.0)
@@ -605,8 +606,11 @@ class LocalKDE(Density):
                 else:
                     kernels.append(kernels.pop(0).square_())
                 log_sum = (kernels[-1] @ weights).log() + top[:, 0] / c**2
-                log_p[k] += (log_sum - self.dim * math.log(c * least)).sum()
-        return log_p
+                own.append(log_sum - self.dim * math.log(c * least))
+            return torch.stack(own, 1)
+
+        some = self.samples[spaced(len(self.samples), 2000)]
+        return in_parts(log_sums, some, self._chunk)
 
     def d2(self, x):
         """Squared distances from x to the samples: (n, d) -> (n, N)."""

@@ -40,6 +40,7 @@ from helpers import (
     TRAINING,
     AffineMap,
     CouplingFlow,
+    LocalKDE,
     ToyDataset,
     best_left_out,
     one_thread,
@@ -283,8 +284,6 @@ class Checkpoint(NamedTuple):
             lost = diverged.nonzero().flatten().tolist()
             warn(f"members {lost} diverged: they keep their last checkpoint, "
                  f"if any; {remedy}")  # fmt: skip
-        if remark := behind_a_gaussian(points, self.best):
-            warn(remark)
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
             p.data = weight
         volume = log_volume(trained)  # from nats of u to nats of x
@@ -294,6 +293,8 @@ class Checkpoint(NamedTuple):
         )
         best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
         best_loss = volume - self.best.mean(-1)
+        if remark := behind_a_gaussian(points, -best_loss):
+            warn(remark)
         entries = best_epoch, best_loss, self.epoch, diverged
         if trained.members is None:
             entries = (entry.item() for entry in entries)
@@ -348,7 +349,7 @@ MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
 class Prepared(NamedTuple):
     """What the points say, and which rows are held out: of one member, or
     with an axis of members in front. Shapes (1, d), of the shear (d, d), of
-    the points (n, d), (m, d), (m,)."""
+    the points (n, d), (m, d), (m,), and of one Gaussian's log p ()."""
 
     shift: torch.Tensor
     scale: torch.Tensor
@@ -357,6 +358,7 @@ class Prepared(NamedTuple):
     centres: torch.Tensor
     held_out: torch.Tensor
     rows: torch.Tensor
+    gaussian: torch.Tensor
 
 
 def prepare(flow, sets, recipe, generators):
@@ -404,12 +406,13 @@ def split_and_smooth(points, recipe, generators):
     for generator in generators:
         order = pool[torch.randperm(len(pool), generator=generator)]
         rows, fitted = order[:m], torch.cat([common, order[m:]])
+        x, held_out = points[fitted], points[rows]
         if large:
             own = centres[fitted]
         else:
-            x = points[fitted]
             found, own = smooth(x, x, N - m, recipe)
-        yield Prepared(*found, own, points[rows], rows)
+        normal = one_gaussian(x, held_out).double()
+        yield Prepared(*found, own, held_out, rows, normal)
 
 
 def smooth(points, part, n, recipe):
@@ -429,8 +432,10 @@ def smooth(points, part, n, recipe):
 
 def unit_and_bandwidth(points, recipe):
     """An AffineMap, float64, and select_bandwidth of the points in its unit:
-    of the units below a later one, where its leave-one-out likelihood is
-    higher by more than a standard error, point by point."""
+    one scale for all coordinates, or one for each, where the leave-one-out
+    likelihood is higher by more than a standard error, point by point; or the
+    shape of the covariance, where that of LocalKDE is, which long tails do
+    not decide."""
     if not recipe.standardize:
         h = best_left_out(points)[0] if recipe.jitter else 0.0
         return AffineMap(points.shape[1]).double(), h
@@ -441,43 +446,81 @@ def unit_and_bandwidth(points, recipe):
             f"fitted: leave out {constant.tolist()} (counted from 0)"
         )
     near = without_outliers(points)
-    points = near[near.isfinite().all(1)]
-    chosen, highest = None, None
-    for unit, numbers in units(near, points):
-        h, log_p = best_left_out(unit.inverse(points)[0])
-        log_p = log_p - unit.scale.log().sum() - numbers / len(points)
-        if chosen is None or not no_worse(highest, log_p):
-            chosen, highest = (unit, h), log_p
-    return chosen
+    one, each, *shape = units(near)
+    near = near[near.isfinite().all(1)]
+
+    def left_out(unit):
+        u, log_det = unit.inverse(near)
+        h, log_p = best_left_out(u)
+        return unit, h, log_p + log_det
+
+    def left_out_locally(unit):
+        u, log_det = unit.inverse(near)
+        return LocalKDE(u).left_out(np.ones(1))[:, 0] + log_det
+
+    (*best, log_p), (*other, log_p_each) = left_out(one), left_out(each)
+    if not no_worse(log_p, log_p_each):
+        best = other
+    for unit in shape:
+        d = near.shape[1]
+        chance = d * (d - 1) / 2 / len(near)  # of so many numbers more
+        log_p = left_out_locally(unit) - chance  # (Akaike 1974)
+        if not no_worse(left_out_locally(best[0]), log_p):
+            best = left_out(unit)[:2]
+    return best
 
 
-def units(near, points):
-    """The units to choose from, of points (n, d), or with NaN in near: one
-    scale for all coordinates; one for each; and the shape of the covariance,
-    where points are many enough for that and a Gaussian gains more than
-    TOGETHER nats by it. With each how many numbers more it fits: so many nats
-    are gained by chance. (Akaike 1974)"""
-    d, shift = points.shape[1], near.nanmean(0, keepdim=True)
+def units(near):
+    """The units to choose from, of points (n, d), NaN where one is to be
+    left out: one scale for all coordinates; one for each; and the shape of
+    the covariance, where points are many enough for that and a Gaussian gains
+    more than TOGETHER nats by it."""
+    d, shift = near.shape[1], near.nanmean(0, keepdim=True)
     rms = (near - shift).square().nanmean(0, keepdim=True).sqrt()
     shapes = [(rms.norm().expand(1, d), None), (rms * d**0.5, None)]
-    root, failed = torch.linalg.cholesky_ex(points.T.cov(correction=0))
-    pivots = root.diagonal()[None]  # what the columns before do not tell
-    known = failed == 0 and pivots.gt(1e-5 * rms).all() and len(points) > 3 * d
-    if known and (rms / pivots).log().sum() > TOGETHER:
-        shapes.append((pivots * d**0.5, root / pivots.T))
+    points = near[near.isfinite().all(1)]
+    root = root_of_covariance(points)
+    if root is not None and len(points) > 3 * d:
+        pivots = root.diagonal()[None]  # what the columns before do not tell
+        if (rms / pivots).log().sum() > TOGETHER:
+            shapes.append((pivots * d**0.5, root / pivots.T))
     for scale, shear in shapes:
         unit = AffineMap(d).double().set(shift, scale / LENGTH, shear)
         furthest = unit.inverse(points)[0].abs().max().item()
         unit.scale *= min(2, max(1, furthest / REACH))
-        yield unit, 0 if shear is None else d * (d - 1) / 2
+        yield unit
+
+
+def root_of_covariance(points):
+    """Its lower triangle; None where a column follows from those before it,
+    to within a millionth, as it does where rows are no more than columns."""
+    root, failed = torch.linalg.cholesky_ex(points.T.cov(correction=0))
+    free = root.diagonal() > 1e-6 * points.std(0)
+    return None if failed or not free.all() else root
+
+
+def one_gaussian(points, x):
+    """Mean log p of x under the Gaussian of the points; NaN if there is none,
+    since a column follows from the others."""
+    root = root_of_covariance(points)
+    if root is None:
+        return torch.tensor(math.nan)
+    away = (x - points.mean(0)).T
+    z = torch.linalg.solve_triangular(root, away, upper=False)
+    log_det = root.diagonal().log().sum()
+    return -z.square().sum(0).mean() / 2 - log_det - len(z) / 2 * LOG_2PI
 
 
 def without_outliers(points):
     """NaN in the place of numbers that lie 20 times as far from their
-    column's median as 95 % of them do: one would set the unit of all."""
+    column's median as 95 % of them do: one would set the unit of all. But
+    not where that would leave few rows whole."""
     away = (points - points.quantile(0.5, 0)).abs()
     usual = away.quantile(0.95, 0, interpolation="higher")
-    return points.masked_fill((away > 20 * usual) & (usual > 0), math.nan)
+    far = (away > 20 * usual) & (usual > 0)
+    if far.any(1).float().mean() > 0.5:
+        return points
+    return points.masked_fill(far, math.nan)
 
 
 # Plumbing
@@ -542,18 +585,14 @@ def no_worse(log_p, best, tolerance=1.0):
 
 
 def behind_a_gaussian(points, log_p):
-    """A warning, if one Gaussian, fitted to the centres of the noise, is
-    better than log_p, (..., m), at the held-out points: by more than 0.1 nats
-    a point, in one member or more."""
-    centres, held_out = points.centres.double(), points.held_out.double()
-    mean, (n, d) = centres.mean(-2, keepdim=True), centres.shape[-2:]
-    spread = (centres - mean).mT @ (centres - mean) / n
-    root, failed = torch.linalg.cholesky_ex(spread)
-    z = torch.linalg.solve_triangular(root, (held_out - mean).mT, upper=False)
-    log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    normal = -z.square().mean(-1).sum(-1) / 2 - log_det - d / 2 * LOG_2PI
-    behind = normal - log_p.mean(-1)
-    behind = behind[(failed == 0) & behind.isfinite()].flatten().tolist()
+    """A warning, if one Gaussian is better than the flow at the held-out
+    points, mean log p () or (S,), by more than 0.1 nats in one member or
+    more; or if there is none, though rows are enough."""
+    n, d = points.centres.shape[-2:]
+    if points.gaussian.isnan().any() and n > d:
+        return "a column of data follows from the others: leave it out"
+    behind = points.gaussian - log_p
+    behind = behind[behind.isfinite()].flatten().tolist()
     if (most := max(behind, default=0)) <= 0.1:
         return ""
     return (

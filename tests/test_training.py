@@ -445,10 +445,32 @@ def test_columns_that_go_together_get_the_shape_of_their_covariance():
     log_p = result.flow.log_probability(points[:5])
     assert log_p.isfinite().all()
     hardly = torch.tensor([[1, 0.5, 0], [0, 1, 0.5], [0, 0, 1]]).double()
-    twice = torch.tensor([[1, 50, 51], [0, 10, 10], [0, 0, 0]]).double()
-    for n, other in (300, hardly), (300, twice), (10, mix):  # too few
+    for n, other in (300, hardly), (10, mix):  # too few
         flow = quick(small_flow(dim=3), data(n, d=3).double() @ other, 1).flow
         assert torch.equal(flow.outermost.shear, torch.eye(3))
+
+
+def test_long_tails_do_not_decide_whether_columns_go_together():
+    """Student's t with 1.5 degrees of freedom, alone and mixed; and of many
+    columns of which each has outliers."""
+    random = np.random.default_rng(0)
+    alone = random.standard_t(1.5, size=(400, 3))
+    mixed = alone @ [[1, 0.9, 0.9], [0, 0.2, 0], [0, 0, 0.2]]
+    for x, shape in (alone, False), (mixed, True):
+        unit, _ = training.unit_and_bandwidth(
+            torch.tensor(x), training.Recipe()
+        )
+        assert torch.equal(unit.shear, torch.eye(3).double()) != shape
+    far = np.exp(6 * random.normal(size=(40, 300)))  # hardly a row without
+    assert quick(small_flow(dim=300), far, 1).valid_losses.isfinite().all()
+
+
+def test_a_column_that_follows_from_the_others_is_told():
+    x = data(100, d=3).double()
+    x[:, 2] = 3 * x[:, 1] - x[:, 0] / 7
+    with pytest.warns(UserWarning, match="follows from the others: leave"):
+        flow = quick(small_flow(dim=3), x).flow
+    assert torch.equal(flow.outermost.shear, torch.eye(3))
 
 
 @pytest.mark.parametrize("N", [100, 3000])
@@ -559,6 +581,15 @@ def test_a_flow_behind_a_gaussian_is_told():
     sets = [ToyDataset("Moons", 100).data, torch.tensor(line)]
     with pytest.warns(UserWarning, match="Gaussian is better"):
         quick(small_flow(2), sets, standardize=False)
+    generators = helpers.random_generators(0, 1, helpers.TRAINING)
+    _, found = training.prepare(
+        small_flow(), [torch.tensor(line)], training.Recipe(), generators
+    )
+    rest = np.delete(line, found.rows, 0)  # as they are, not sharpened
+    root = np.cov(rest.T, bias=True)
+    normal = stats.multivariate_normal(rest.mean(0), root, allow_singular=True)
+    expected = normal.logpdf(line[found.rows]).mean()
+    assert found.gaussian.item() == pytest.approx(expected, rel=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quick(small_flow(K=4), ToyDataset("Circles", 600).data, 30)
