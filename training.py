@@ -464,9 +464,10 @@ def unit_and_bandwidth(points, recipe):
     for unit in shape:
         d = near.shape[1]
         chance = d * (d - 1) / 2 / len(near)  # of so many numbers more
-        log_p = left_out_locally(unit) - chance  # (Akaike 1974)
-        if not no_worse(left_out_locally(best[0]), log_p):
-            best = left_out(unit)[:2]
+        with contextlib.suppress(ValueError):  # every row is there 30 times
+            log_p = left_out_locally(unit) - chance  # (Akaike 1974)
+            if not no_worse(left_out_locally(best[0]), log_p):
+                best = left_out(unit)[:2]
     return best
 
 
@@ -591,7 +592,7 @@ def behind_a_gaussian(points, log_p):
     n, d = points.centres.shape[-2:]
     if points.gaussian.isnan().any() and n > d:
         return "a column of data follows from the others: leave it out"
-    behind = points.gaussian - log_p
+    behind = points.gaussian - log_p.cpu()
     behind = behind[behind.isfinite()].flatten().tolist()
     if (most := max(behind, default=0)) <= 0.1:
         return ""

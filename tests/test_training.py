@@ -524,6 +524,7 @@ def test_rows_and_units_do_not_change_the_fit(coupling):
 @pytest.mark.parametrize("change", [
     lambda x: torch.cat([x, x]), lambda x: x.round(), lambda x: x.int(),
     lambda x: torch.cat([x[:10]] * 20),
+    lambda x: torch.cat([x[:4, :1] + 0.1 * x[:4]] * 50),
 ])  # fmt: skip
 def test_points_that_occur_twice_are_fitted(change):
     points = change(3 * data(100))
