@@ -396,8 +396,8 @@ def test_an_outlier_does_not_set_the_unit_and_a_cluster_does():
     points = data(300).double()
     usual, _, _ = scales(points)
     points[:3, 0] = -1e5
-    for unit in (1, 1e-3, 1e3):
-        scale, _, _ = scales(points * torch.tensor([1, unit]))
+    for unit, origin in (1, 0), (1e-3, 0), (1e3, 0), (1, 1e4):
+        scale, _, _ = scales(points * torch.tensor([1, unit]) + origin)
         assert scale[0] < 2.5 * usual[0]
     points[:100, 0] = 1e5
     assert scales(points)[0][0] > 1e4
@@ -440,6 +440,9 @@ def test_columns_that_go_together_get_the_shape_of_their_covariance():
     u = result.flow.outermost.inverse(fitted)[0]
     round_ones = (u.T.cov() / u.var(0).mean()).round(decimals=4)
     assert torch.equal(round_ones, torch.eye(3).double())
+    length, far = u.square().sum(1).mean().sqrt(), u.abs().max()
+    assert length.item() == pytest.approx(2.5, rel=1e-3) or far > 4.99
+    assert length > 1.25 and far < 5.01
     shares = result.noise / fitted.std(0)
     torch.testing.assert_close(shares, shares[[0, 0, 0]], rtol=1e-4, atol=0)
     log_p = result.flow.log_probability(points[:5])
