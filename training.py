@@ -298,9 +298,8 @@ class Checkpoint(NamedTuple):
         entries = best_epoch, best_loss, self.epoch, diverged
         if trained.members is None:
             entries = (entry.item() for entry in entries)
-        outermost = trained.outermost
-        noise = (points.noise * outermost.scale)[..., 0, :]
-        noise = noise * outermost.shear.norm(dim=-1)
+        noise = (points.noise * trained.outermost.scale)[..., 0, :]
+        noise = noise * trained.outermost.shear.norm(dim=-1)
         return TrainingResult(
             trained, losses, valid_losses, *entries, noise, points.rows,
             interrupted, time.process_time() - start,
@@ -411,8 +410,8 @@ def split_and_smooth(points, recipe, generators):
             own = centres[fitted]
         else:
             found, own = smooth(x, x, N - m, recipe)
-        normal = one_gaussian(x, held_out).double()
-        yield Prepared(*found, own, held_out, rows, normal)
+        gaussian = one_gaussian(x, held_out)
+        yield Prepared(*found, own, held_out, rows, gaussian)
 
 
 def smooth(points, part, n, recipe):
@@ -505,7 +504,7 @@ def one_gaussian(points, x):
     since a column follows from the others."""
     root = root_of_covariance(points)
     if root is None:
-        return torch.tensor(math.nan)
+        return points.new_tensor(math.nan)
     away = (x - points.mean(0)).T
     z = torch.linalg.solve_triangular(root, away, upper=False)
     log_det = root.diagonal().log().sum()
