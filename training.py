@@ -341,6 +341,7 @@ class TrainingResult:
 
 LENGTH = 2.5  # root mean square length of the points that the layers see,
 REACH = 5.0  # unless some are further out, where a spline does not bend
+ALIKE = 1.1  # ratio of spreads for which one scale will do, untried
 TOGETHER = 0.25  # nats that a Gaussian gains by knowing the correlations
 MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
 
@@ -457,9 +458,11 @@ def unit_and_bandwidth(points, recipe):
         u, log_det = unit.inverse(near)
         return LocalKDE(u).left_out(np.ones(1))[:, 0] + log_det
 
-    (*best, log_p), (*other, log_p_each) = left_out(one), left_out(each)
-    if not no_worse(log_p, log_p_each):
-        best = other
+    *best, log_p = left_out(one)
+    if each.scale.max() > ALIKE * each.scale.min():
+        *other, log_p_each = left_out(each)
+        if not no_worse(log_p, log_p_each):
+            best = other
     for unit in shape:
         d = near.shape[1]
         chance = d * (d - 1) / 2 / len(near)  # of so many numbers more

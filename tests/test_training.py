@@ -1,6 +1,7 @@
 """Laws of train: what it optimises, keeps, returns and survives."""
 
 import copy
+import io
 import math
 import signal
 import time
@@ -794,3 +795,26 @@ def test_everything_works_on_a_gpu(coupling):
     torch.testing.assert_close(
         cpu.train_losses, result.train_losses.cpu(), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("members", [None, 2])
+def test_own_data_works_on_a_gpu(members):
+    """Points that are there already, far from 0, in columns that go together;
+    and the weights on a computer without a GPU."""
+    mix = torch.tensor([[1, 50, -2], [0, 10, 3], [0, 0, 0.1]]).double()
+    points = data(300, d=3).double() @ mix + 100
+    flow = small_flow(members, dim=3)
+    result = quick(copy.deepcopy(flow).cuda(), points.cuda())
+    assert (result.flow.outermost.shear[..., 1, 0] != 0).all()
+    path = result.flow.sample_x_each_layer(5, seed=1)
+    z, _ = result.flow.inverse(path[-1])
+    torch.testing.assert_close(z, path[0], rtol=0.01, atol=0.01)
+    saved = io.BytesIO()
+    torch.save(result.flow.state_dict(), saved)
+    saved.seek(0)
+    flow.load_state_dict(torch.load(saved, map_location="cpu"))
+    torch.testing.assert_close(
+        flow.log_probability(points), result.flow.log_probability(points).cpu(),
+        rtol=1e-3, atol=1e-3,
+    )  # fmt: skip
