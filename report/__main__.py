@@ -106,7 +106,8 @@ def execute(path, values, work):
 
 
 def merge(notebooks):
-    """{file name: notebook} as one, behind a summary of all; and, for the
+    """{file name: notebook} as one, behind a summary of all, which has their
+    results, and without the cells that are tagged so; and, for the
     exporters, what is to be said of it."""
     summary, cells, changed, places = [], [], [], {}
 
@@ -119,8 +120,9 @@ def merge(notebooks):
     for name, notebook in notebooks.items():
         found = []
         for number, cell in enumerate(notebook.cells, 1):
-            add(cells, cell, name, number, None)
             tags = cell.metadata.get("tags", ())
+            if "jupyter-only" not in tags:
+                add(cells, cell, name, number, None)
             if "summary" in tags:  # its first section, without a heading
                 add(found, cell, name, number, "summary")
                 parts = re.split(r"(?m)^#+ .*$", cell.source)
