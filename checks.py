@@ -21,7 +21,7 @@ class Short(reprlib.Repr):
     def repr1(self, x, level):
         if isinstance(x, (torch.Tensor, np.ndarray)):
             if math.prod(x.shape) > 9:
-                return f"an array of shape {tuple(x.shape)}"
+                return f"an array of shape {tuple(x.shape)}, {x.dtype}"
             x = x.tolist()
         return super().repr1(x, level)
 
@@ -54,7 +54,7 @@ def as_tensor(x, name):
     x = x if array is None else real_array(array, name)
     if x.is_complex() or x.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {x.dtype}")
-    return x.to_dense() if x.is_sparse else x
+    return x if x.layout == torch.strided else x.to_dense()
 
 
 def real_array(array, name):
@@ -91,6 +91,8 @@ def check_points(
         d = "d" if dim is None else dim
         wanted = f"(n, {d})" if members is None else f"({members}, n, {d})"
         other = axes and len(shape) > 1 and shape[-1] not in (0, 1, dim)
+        if other and shape[-2] == dim:
+            hint = f"transpose it, or {hint}" if hint else "transpose it"
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
             + (f": {hint.format(shape[-1])}" if other and hint else "")
@@ -119,6 +121,32 @@ def check_finite(x, name, given=None):
         got = f"got {bad}{beyond} at {place}"
         raise ValueError(f"{name} must be finite, {got}")
     return x
+
+
+def check_single(points):
+    """Points in single precision, which keeps seven digits of each number."""
+    single = points.float()
+    lost = (single.double() - points).abs().amax(0)
+    spread = points.amax(0) - points.amin(0)
+    if len(points) > 1 and not (lost <= 1e-3 * spread).all():
+        far = points.abs().max().item()
+        raise ValueError(
+            f"points that lie {far:.3g} from 0 are equal in float32: take "
+            "density.sample(n, seed), float64, for a ToyDataset"
+        )
+    return single
+
+
+def check_formula(values, shape, name):
+    """What a Density's own formula returned: a tensor, of numbers."""
+    if not isinstance(values, torch.Tensor) or values.shape != shape:
+        got = tuple(np.shape(values))
+        kind = type(values).__name__
+        raise TypeError(
+            f"{name} must return a tensor of shape {tuple(shape)}, got {kind} "
+            f"of shape {got}"
+        )
+    return values
 
 
 def check_samples(samples):

@@ -14,6 +14,7 @@ from helpers import (
     TRAINING,
     GaussianKDE,
     Grid,
+    SplineCoupling,
     ToyDataset,
     random_generators,
 )
@@ -383,18 +384,21 @@ def draw_fit(label, fit):
     return fig
 
 
-def table_of_loops(truth, runs, held_out=150, n=50_000):
-    """Of [(flow, losses (epochs, N))], the first so many points held out:
-    losses at the end, jumps in the second half, and the KL, with and without
-    its worst thousandth."""
+def table_of_loops(truth, runs, n=50_000):
+    """Of [(flow, points, rows that were held out, their loss by epoch)]: the
+    flow's losses, the largest jump in the second half, and the KL, with and
+    without its worst thousandth."""
     rows = {}
-    for seed, (flow, losses) in enumerate(runs):
-        fresh = losses[:, :held_out].mean(1)
+    for seed, (flow, x, held_out, course) in enumerate(runs):
+        losses = -flow.log_probability(x).detach()
+        fitted = torch.ones(len(x)).bool()
+        fitted[held_out] = False
         ratio = log_ratios(truth, flow, n, 0).sort().values
+        late = course[len(course) // 2 :]
         rows[f"seed {seed}"] = {
-            "training loss": losses[-1, held_out:].mean().item(),
-            "held-out loss": fresh[-1].item(),
-            "its largest jump": fresh[len(fresh) // 2 :].diff().max().item(),
+            "training loss": losses[fitted].mean().item(),
+            "held-out loss": losses[~fitted].mean().item(),
+            "its largest jump": late.diff().max().item(),
             "KL": ratio.mean().item(),
             "without the worst 0.1 %": ratio[: -n // 1000].mean().item(),
         }
@@ -492,9 +496,9 @@ def table_of_printed(fits):
     for label, fit in fits.items():
         printed = printed_excess(fit)
         rows[label] = {
-            "printed, median": np.median(printed),
+            "printed − entropy, median": np.median(printed),
             "KL, median": np.median(fit.kl),
-            "printed, lowest": printed.min(),
+            "printed − entropy, lowest": printed.min(),
             "KL of that run": f"{fit.kl[printed.argmin()]:.3g}",
             "worst KL": f"{fit.kl.max():.3g}",
         }
@@ -576,6 +580,46 @@ def print_check(name, values, expected):
 
 
 # Depth, size, complexity (notebook 04)
+
+
+def draw_spline(outputs):
+    """What a spline coupling makes of a coordinate, given the network's
+    outputs (3 bins - 1,) for one point: the whole curve with its knots, and
+    its widest piece with the slopes that a formula names."""
+    spline = SplineCoupling(bins=(len(outputs) + 1) // 3)
+    ends, bins = spline.interval, spline.bins
+    x = torch.linspace(-1.2 * ends, 1.2 * ends, 601)
+    y, _ = spline.forward(x[:, None], outputs.expand(len(x), -1))
+    widths, heights, _ = outputs.split([bins, bins, bins - 1])
+    xs, ys = (ends * spline.knots(part) for part in (widths, heights))
+    k = int(xs[1:-1].diff().argmax()) + 1
+    (x0, x1), (y0, y1) = xs[k : k + 2].tolist(), ys[k : k + 2].tolist()
+    unit = torch.tensor([(x0 + x1) / 2 / ends])
+    *_, d0, d1 = spline.piece(unit, outputs[None], inverse=False)
+    w, r = x1 - x0, (y1 - y0) / (x1 - x0)
+    fig, axes = panels(1, 2, 2.1, width=5)
+    for ax in axes[0]:
+        ax.plot(x, y[:, 0], color=COLORS["spline"])
+        ax.plot(xs, ys, "o", ms=3, color=COLORS["spline"])
+        ax.set_xlabel("the coordinate before")
+    axes[0, 0].plot(x, x, ":", color="0.5", lw=0.8)
+    axes[0, 0].axvspan(x0, x1, color="0.9")
+    axes[0, 0].set_ylabel("after")
+    axes[0, 0].set_title("16 pieces" if bins == 16 else f"{bins} pieces")
+    piece = axes[0, 1]
+    piece.plot([x0, x1], [y0, y1], "--", color="0.5", lw=0.8)
+    for at, height, slope in ((x0, y0, d0.item()), (x1, y1, d1.item())):
+        ends = np.array([-w / 4, w / 4])
+        piece.plot(at + ends, height + slope * ends, color="k", lw=1)
+    for text, at in (
+        ("$d_0$", (x0, y0)),
+        ("$d_1$", (x1, y1)),
+        ("$r$", ((x0 + x1) / 2, (y0 + y1) / 2)),
+    ):
+        piece.annotate(text, at, (6, -10), textcoords="offset points")
+    piece.set(xlim=(x0 - w / 3, x1 + w / 3), title="the grey one",
+              ylim=(y0 - r * w / 3, y1 + r * w / 3))  # fmt: skip
+    return fig
 
 
 def show_task(name, fits):

@@ -25,6 +25,7 @@ import math
 import os
 import platform
 from functools import partial
+from inspect import signature
 
 import numpy as np
 import torch
@@ -38,15 +39,18 @@ from checks import (
     check_choice,
     check_covariances,
     check_finite,
+    check_formula,
     check_grid,
     check_index,
     check_integer,
     check_limits,
     check_mask,
     check_members,
+    check_names,
     check_number,
     check_points,
     check_samples,
+    check_single,
 )
 
 # The same digits on every x86-64 processor: a training amplifies the last
@@ -79,7 +83,10 @@ class Density:
         """log p(x) in nats. x: (n, d) -> (n,), float64. ValueError unless
         finite."""
         x = check_points(x, dim=self.dim, most=math.inf)
-        log_p = in_parts(self.log_p, x, self._chunk)
+        log_p = in_parts(
+            lambda x: check_formula(self.log_p(x), (len(x),), "log_p(x)"),
+            x, self._chunk,
+        )  # fmt: skip
         # inf - inf, so far away that a squared distance is no number.
         return log_p.where(~log_p.isnan(), -math.inf)
 
@@ -87,7 +94,9 @@ class Density:
         """n independent points: -> (n, d), float64. Equal seeds give equal
         points, and the first n of a larger sample. ValueError for n < 1."""
         n, generator = check_integer(n, "n"), random_generator(seed)
-        return in_blocks(n, lambda size: self.draw(size, generator))
+        return in_blocks(n, lambda size: check_formula(
+            self.draw(size, generator), (size, self.dim), "draw(n, generator)"
+        ))  # fmt: skip
 
     def density(self, grid):
         """p on a Grid, in the plane: -> (size, size), row i at grid.y[i];
@@ -277,7 +286,7 @@ class ToyDataset(torch.utils.data.Dataset):
             dist_type if own else toy_distribution(dist_type, num_gaussians)
         )
         n = check_integer(num_samples, "num_samples")
-        self.data = self.distribution.sample(n, seed).float()
+        self.data = check_single(self.distribution.sample(n, seed))
 
     def __len__(self):
         return len(self.data)
@@ -456,7 +465,7 @@ def leave_one_out(samples, candidates):
 
 def left_out_log_p(samples, candidates, most=None):
     """log f_-i(x_i) in nats: samples (N, d), candidates (k,) -> (k, N); or
-    of so many i at most, evenly spaced.
+    of so many i at most, drawn at random, the same ones in every call.
 
     A sample that equals x_i, as in rounded tables, is left out with it, as if
     it gave 0: else h -> 0 would win. Where a candidate is the one two before
@@ -484,26 +493,28 @@ def left_out_log_p(samples, candidates, most=None):
             own.append(kernels[-1].sum(1))
         return torch.stack([*own, nearest[:, 0]], 1)
 
-    some = points[spaced(N, most or N)]
+    some = points[some_of(N, most or N)]
     *own, nearest = in_parts(sums, some, max(1, PAIRS // N)).T.contiguous()
     h = torch.tensor(widths, dtype=torch.float64)[:, None]
     log_sum = torch.stack(own).log() - nearest / (2 * h**2)
     return log_sum - d * h.log() - (d / 2 * LOG_2PI + math.log(N - 1))
 
 
-def spaced(N, most):
-    """At most so many of the integers below N, evenly spaced."""
-    return torch.linspace(0, N - 1, min(N, most), dtype=torch.float64).long()
+def some_of(N, most):
+    """At most so many of the integers below N, drawn at random: rows may
+    come in turns, so that every tenth is of one kind."""
+    order = torch.randperm(N, generator=random_generator(0, PART))
+    return order[:most] if N > most else torch.arange(N)
 
 
 def select_bandwidth(samples, candidates=None):
     """The bandwidth h with the best leave-one-out likelihood: -> float.
 
     samples: (N >= 2, d), in columns of like units, since one h serves all;
-    of more than 2000 the likelihood is that of 2000, evenly spaced, under the
-    estimate from all others. candidates: bandwidths > 0; by default 16 of
+    of more than 2000 the likelihood is that of 2000, drawn at random, under
+    the estimate from all others. candidates: bandwidths > 0; by default 16 of
     ratio 2^(1/4), downwards from 1.2 times reference_bandwidth(samples), and
-    more where the smallest is best.
+    more where the smallest or the largest is best.
     ValueError if there are fewer than two samples, all are equal, or there
     is no candidate.
     """
@@ -512,18 +523,21 @@ def select_bandwidth(samples, candidates=None):
 
 def best_left_out(samples, candidates=None):
     """select_bandwidth(...), and log f_-i(x_i) with it."""
-    more = candidates is None  # the ladder goes on where its end is best
-    if more:
-        ladder = 1.2 * 2.0 ** (-np.arange(16) / 4)
-        candidates = reference_bandwidth(samples) * ladder
-    candidates = check_candidates(candidates)
-    for _ in range(4 if more else 1):
+    if candidates is not None:
+        candidates = check_candidates(candidates)
         log_p = left_out_log_p(samples, candidates, 2000)
+        best = log_p.mean(1).argmax()
+        return candidates[best], log_p[best]
+    ladder = 1.2 * 2.0 ** (-np.arange(16) / 4) * reference_bandwidth(samples)
+    way = 0
+    for _ in range(4):  # the ladder goes on, up or down, where its end is best
+        log_p = left_out_log_p(samples, ladder, 2000)
         best = int(log_p.mean(1).argmax())
-        if best < len(candidates) - 1 or not more:
+        h, onwards = float(ladder[best]), {0: 1, 15: -1}.get(best, 0)
+        if onwards in (0, -way):
             break
-        candidates = candidates[-1] * ladder / 1.2
-    return float(candidates[best]), log_p[best]
+        way, ladder = onwards, ladder * 2.0 ** (onwards * 15 / 4)
+    return h, log_p[best]
 
 
 def sharpen(samples, h, step=1.0, around=None):
@@ -541,7 +555,8 @@ def sharpen(samples, h, step=1.0, around=None):
     """
     samples, h = check_points(samples, "samples"), check_number(h, "h")
     step = check_number(step, "step")
-    others = samples if around is None else check_points(around, "around")
+    d = samples.shape[1]
+    others = samples if around is None else check_points(around, "around", d)
     centre, size = others.mean(0), max(1, PAIRS // len(others))
     points = (others - centre).T
 
@@ -609,7 +624,7 @@ class LocalKDE(Density):
                 own.append(log_sum - self.dim * math.log(c * least))
             return torch.stack(own, 1)
 
-        some = self.samples[spaced(len(self.samples), 2000)]
+        some = self.samples[some_of(len(self.samples), 2000)]
         return in_parts(log_sums, some, self._chunk)
 
     def d2(self, x):
@@ -649,6 +664,8 @@ class CouplingLayer(nn.Module):
         super().__init__()
         self.mask, members = check_mask(mask), check_members(members)
         kind = COUPLINGS[check_choice(coupling, "coupling", COUPLINGS)]
+        known = "hidden", "start", *list(signature(kind).parameters)[1:]
+        check_names(options, known, f"option of the {coupling} coupling")
         self.coupling = kind(members, **options)
         kept, moved = self.mask.count(1), self.mask.count(0)
         sizes = kept, hidden, moved * self.coupling.outputs

@@ -41,8 +41,9 @@ COLORS = {
     "GaussiansRot": _BLIND[4],
     "narrow mixture": _BLIND[2], "wide mixture": _BLIND[9],
     "spiral": _BLIND[3],
-    "KDE": _BLIND[2], "sharpened": _BLIND[4], "affine": _BLIND[0],
-    "spline": _BLIND[1], "course": _BLIND[7],
+    "KDE": _BLIND[2], "one h": _BLIND[2], "sharpened": _BLIND[4],
+    "local width": _BLIND[7], "shape of the covariance": _BLIND[5],
+    "affine": _BLIND[0], "spline": _BLIND[1], "course": _BLIND[7],
 }  # fmt: skip
 
 

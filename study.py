@@ -90,8 +90,8 @@ def entropy(density, n=100_000, seed=0):
 def grid_entropy(density, size=300):
     """-sum p log p over size^2 cells around a sample, in nats: -> float.
 
-    In the plane; for a smooth density exact to 0.001; at a pole use
-    `entropy`.
+    In the plane; for a smooth density in like units exact to 0.001; at a pole,
+    or where a cell is wider than what it should show, use `entropy`.
     """
     check_density(density, "density")
     around = density.sample(5000)
@@ -473,7 +473,9 @@ def run_setting(index, setting, seeds, points):
             warnings.simplefilter("ignore")  # the row says who diverged
             result, kl = run_ensemble(setting, seeds, points)
     except Exception as error:
+        names = "kl", "kl_se", "valid_loss", "best_epoch", "parameters"
         for row in rows:
+            row |= dict.fromkeys((*names, "seconds"), math.nan)
             row["status"] = f"{type(error).__name__}: {error}"
         return index, (rows, None)
     size = sum(p.numel() for p in result.flow.parameters()) // len(seeds)

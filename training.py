@@ -260,10 +260,11 @@ class Checkpoint(NamedTuple):
             raise KeyboardInterrupt  # nothing to return yet
         kept = self.best.mean(-1).isfinite()
         diverged, count = ~(self.alive & kept), len(self.losses)
+        free = getattr(trained.layers[0].coupling, "bound", 0) is None
         remedy = (
-            f"try a learning_rate below {recipe.learning_rate}, or a flow "
-            "with a bounded log-scale (bound=2.5), and look for an outlier in "
-            "data"
+            f"try a learning_rate below {recipe.learning_rate}"
+            + (", or a flow with bound=2.5" if free else "")
+            + ", and look for an outlier in data"
         )
         if not kept.any() and not self.alive.any():
             raise RuntimeError(
@@ -293,7 +294,8 @@ class Checkpoint(NamedTuple):
         )
         best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
         best_loss = volume - self.best.mean(-1)
-        if remark := behind_a_gaussian(points, -best_loss):
+        told = remarks(points, -best_loss.cpu(), losses[-1].cpu(), trained)
+        for remark in told:
             warn(remark)
         entries = best_epoch, best_loss, self.epoch, diverged
         if trained.members is None:
@@ -341,7 +343,7 @@ class TrainingResult:
 
 LENGTH = 2.5  # root mean square length of the points that the layers see,
 REACH = 5.0  # unless some are further out, where a spline does not bend
-ALIKE = 1.1  # ratio of spreads for which one scale will do, untried
+ALIKE, APART = 1.1, 10.0  # ratios of spreads at which no scale is compared
 TOGETHER = 0.25  # nats that a Gaussian gains by knowing the correlations
 MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
 
@@ -432,18 +434,19 @@ def smooth(points, part, n, recipe):
 
 def unit_and_bandwidth(points, recipe):
     """An AffineMap, float64, and select_bandwidth of the points in its unit:
-    one scale for all coordinates, or one for each, where the leave-one-out
-    likelihood is higher by more than a standard error, point by point; or the
-    shape of the covariance, where that of LocalKDE is, which long tails do
-    not decide."""
+    one scale for all coordinates, or one for each, where their spreads differ
+    by more than a factor of APART or the leave-one-out likelihood is higher
+    by more than a standard error, point by point; or the shape of the
+    covariance, where that of LocalKDE is, which long tails do not decide."""
     if not recipe.standardize:
         h = best_left_out(points)[0] if recipe.jitter else 0.0
         return AffineMap(points.shape[1]).double(), h
     constant = (points.amax(0) == points.amin(0)).nonzero().flatten()
     if len(constant):
         raise ValueError(
-            "data must vary in every column, among the rows that are "
-            f"fitted: leave out {constant.tolist()} (counted from 0)"
+            "data must vary in every column, among the "
+            f"{len(points)} rows that are looked at first: leave out "
+            f"{constant.tolist()} (counted from 0)"
         )
     near = without_outliers(points)
     one, each, *shape = units(near)
@@ -459,10 +462,11 @@ def unit_and_bandwidth(points, recipe):
         return LocalKDE(u).left_out(np.ones(1))[:, 0] + log_det
 
     *best, log_p = left_out(one)
-    if each.scale.max() > ALIKE * each.scale.min():
+    ratio = each.scale.max() / each.scale.min()
+    if ratio > ALIKE:
         *other, log_p_each = left_out(each)
-        if not no_worse(log_p, log_p_each):
-            best = other
+        if ratio > APART or not no_worse(log_p, log_p_each):
+            best = other  # repeated values may hide it from the likelihood
     for unit in shape:
         d = near.shape[1]
         chance = d * (d - 1) / 2 / len(near)  # of so many numbers more
@@ -587,22 +591,37 @@ def no_worse(log_p, best, tolerance=1.0):
     return deficit.mean(-1) <= allowed
 
 
-def behind_a_gaussian(points, log_p):
-    """A warning, if one Gaussian is better than the flow at the held-out
-    points, mean log p () or (S,), by more than 0.1 nats in one member or
-    more; or if there is none, though rows are enough."""
+def remarks(points, log_p, loss, trained):
+    """What the user should know of a fit: mean log p of the held-out points
+    and loss at the training points at the end, () or (S,)."""
     n, d = points.centres.shape[-2:]
     if points.gaussian.isnan().any() and n > d:
-        return "a column of data follows from the others: leave it out"
-    behind = points.gaussian - log_p.cpu()
-    behind = behind[behind.isfinite()].flatten().tolist()
-    if (most := max(behind, default=0)) <= 0.1:
-        return ""
-    return (
-        "on the held-out points one Gaussian is better than the flow, by "
-        f"{most:.2g} nats a point: look for outliers, take logarithms of "
-        "columns with long tails, or train longer"
-    )
+        yield "a column of data follows from the others: leave it out"
+    if (most := largest(points.gaussian - log_p)) > 0.1:
+        yield (
+            "on the held-out points one Gaussian is better than the flow, by "
+            f"{most:.2g} nats a point: look for outliers, take logarithms of "
+            "columns with long tails, or train longer"
+        )
+    if (most := largest(loss + log_p)) > 100:
+        yield (
+            "the loss at the points that are fitted is higher than at those "
+            f"held out, by {most:.2g} nats a point: some of them are "
+            "outliers, which the flow does not fit"
+        )
+    unit = trained.outermost
+    digits = torch.finfo(unit.shift.dtype).eps * unit.shift.abs() / unit.scale
+    if (most := largest(digits)) > 1e-3:
+        yield (
+            "a column of data lies so far from 0, for its spread, that "
+            f"samples are rounded to {most:.1g} of it: take flow.double()"
+        )
+
+
+def largest(values):
+    """Of those that are finite; 0 if there is none."""
+    values = values.cpu().flatten()
+    return max(values[values.isfinite()].tolist(), default=0)
 
 
 def as_wide(value, parameter):

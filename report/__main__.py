@@ -83,7 +83,9 @@ def choose(options, paths):
             values[path][name] = literal(text)
             default = known[path][name]["default"]
             if not suits(literal(text), literal(default)):
-                raise Refused(f"{path.name}: {name} = {default}, not {text}")
+                raise Refused(
+                    f"{path.name}: {name} must be like {default}, got {text}"
+                )
     return values
 
 

@@ -136,7 +136,8 @@ CALLS = [
             Says([0.1, b], str(b)) for b in (0.0, -1.0, NAN, INF, "a", True))],
         )),
     (h.sharpen, dict(samples=POINTS, h=1), dict(
-        samples=[FLAT], h=[0, 1e-200], step=[0])),
+        samples=[FLAT], h=[0, 1e-200], step=[0],
+        around=[Says(WIDE, r"\(n, 2\).*\(20, 3\)"), POINTS[:, :1]])),
     # Flows
     (h.CouplingFlow, dict(num_layers=1), dict(
         num_layers=[0], members=[0], dim=[1, 2.5], seed=[-1], hidden=[0],
@@ -272,3 +273,27 @@ def test_every_switch_is_checked(name):
 def test_the_courses_recipe_decides_every_switch():
     others = set(Recipe.__dataclass_fields__) - set(s.COURSE)
     assert others == {"valid_fraction"}
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: h.CouplingFlow(1, hiden=4),
+     r"hiden is no option of the affine coupling \(did you mean hidden\?\): "
+     "there are hidden, start, bound"),
+    (lambda: h.CouplingFlow(1, coupling="spline", bound=1.0),
+     "bound is no option of the spline .*: there are .*bins, interval"),
+    (lambda: h.GaussianKDE([[0.0], [1.0]], 1).log_probability(WIDE[:1]),
+     r"\(1, 3\): transpose it$"),
+    (lambda: train(FLOW, WIDE.T[:2], 1),
+     r"\(2, 20\): transpose it, or take CouplingFlow\(..., dim=20\)"),
+    (lambda: train(FLOW, np.full((40, 2), "2020", "datetime64[D]"), 1),
+     r"got an array of shape \(40, 2\), datetime64\[D\]"),
+])  # fmt: skip
+def test_a_message_says_what_to_do(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_a_sparse_tensor_is_taken():
+    assert (
+        len(h.GaussianKDE(torch.eye(9, 2).to_sparse_csr(), 0.1).samples) == 9
+    )

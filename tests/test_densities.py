@@ -347,3 +347,27 @@ def test_grid_around_is_the_smallest_square_with_its_margin(random):
     assert (y0 + y1) / 2 == pytest.approx((low + high)[1] / 2)
     tight = helpers.Grid.around(samples, margin=0)
     assert tight.ylim == pytest.approx((low[1], high[1]))
+
+
+@pytest.mark.parametrize("log_p, drawn, words", [
+    (lambda x: x.square().sum(1, keepdim=True), 1, r"log_p\(x\) .* \(5, 1\)"),
+    (lambda x: x.sum(), 1, r"log_p\(x\) must return a tensor of shape \(5,\)"),
+    (lambda x: x.sum(1).numpy(), 1, "log_p.*got ndarray"),
+    (lambda x: x.sum(1), 2, r"draw\(n, generator\) must return .*\(512, 2\)"),
+])  # fmt: skip
+def test_formulas_of_an_own_density_are_checked(log_p, drawn, words):
+    own = helpers.Density()
+    own.log_p = log_p
+    own.draw = lambda n, generator: torch.zeros(n // drawn, 2).double()
+    with pytest.raises(TypeError, match=words):
+        own.log_probability(torch.zeros(5, 2))
+        own.sample(5)
+
+
+def test_dataset_is_not_rounded_until_points_are_equal():
+    far = helpers.GaussianMixture([[1.7e9, 0]], sigma=300.0)
+    with pytest.raises(ValueError, match="float32: take density.sample"):
+        helpers.ToyDataset(far, 100)
+    assert len(helpers.ToyDataset(far, 1)) == 1
+    near = helpers.GaussianMixture([[1.7e3, 0]], sigma=300.0)
+    assert helpers.ToyDataset(near, 100).data.dtype == torch.float32

@@ -38,10 +38,13 @@ def test_losses_of_fitted_and_held_out_points_are_told_apart():
 
 
 def test_jump_is_the_largest_rise_and_the_worst_points_are_left_out():
-    losses = torch.tensor([0.0, 9.0, 1.0, 1.5, 1.2, 1.4])[:, None].repeat(1, 4)
+    losses = torch.tensor([0.0, 9.0, 1.0, 1.5, 1.2, 1.4])
     truth, flow = GaussianMixture([(0, 0)], 1.0), make_flow(2, seed=1)
-    table = exhibits.table_of_loops(truth, [(flow, losses)], 2, 2000)
-    row = table.loc["seed 0"]
+    run = flow, truth.sample(5), [1, 3], losses
+    row = exhibits.table_of_loops(truth, [run], 2000).loc["seed 0"]
+    own = -flow.log_probability(run[1]).detach()
+    assert row["held-out loss"] == pytest.approx(own[[1, 3]].mean().item())
+    assert row["training loss"] == pytest.approx(own[[0, 2, 4]].mean().item())
     assert row["its largest jump"] == pytest.approx(0.2)
     assert row["without the worst 0.1 %"] < row["KL"]
 

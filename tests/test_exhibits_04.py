@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,3 +79,22 @@ def test_turned_mixture_has_its_axes_and_its_sphere():
         widths = torch.linalg.svdvals(root)
         assert widths[[0, -1]].tolist() == pytest.approx([1, 0.2])
     assert not torch.equal(p.means, study.turned_mixture(4, seed=4).means)
+
+
+def test_spline_is_drawn_through_its_knots():
+    """Rising, the identity outside; and the piece has the slopes drawn."""
+    random = torch.Generator().manual_seed(0)
+    outputs = torch.randn(11, generator=random)  # of 4 bins
+    fig, spline = exhibits.draw_spline(outputs), helpers.SplineCoupling(bins=4)
+    whole, piece = fig.axes
+    (x, y), (xs, ys) = (line.get_data() for line in whole.lines[:2])
+    assert (np.diff(y) > 0).all() and len(xs) == 5
+    assert np.allclose(np.interp(xs, x, y), ys, atol=0.05)
+    outside = np.abs(x) > 5
+    assert np.array_equal(x[outside], y[outside])
+    for line in piece.lines[3:]:  # tangents, at a knot in their middle
+        (a, b), (low, high) = line.get_data()
+        at = torch.tensor([[(a + b) / 2]], dtype=torch.float32)
+        log_slope = spline.forward(at, outputs[None])[1].item()
+        slope = (high - low) / (b - a)
+        assert slope == pytest.approx(math.exp(log_slope), rel=1e-3)

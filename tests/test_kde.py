@@ -354,12 +354,34 @@ def test_memory_is_bounded(most, log_density, args):
 def test_bandwidth_of_many_samples_is_scored_on_some_of_them():
     """Under the estimate from all the others, not from those alone."""
     x = helpers.Moons().sample(5000, seed=1)
-    some = helpers.spaced(5000, 4000)
-    assert len(set(some.tolist())) == 4000 and some[[0, -1]].tolist() == [
-        0, 4999]  # fmt: skip
+    some = helpers.some_of(5000, 4000)
+    assert len(set(some.tolist())) == 4000 and some.max() < 5000
+    turns = torch.bincount(some % 4)  # rows that come in turns are all there
+    assert (turns - 1000).abs().max() < 50
+    assert torch.equal(helpers.some_of(5, 5), torch.arange(5))
     tried = [0.05, 0.06, 0.07, 0.09]
     every = helpers.left_out_log_p(x, tried)
     part = helpers.left_out_log_p(x, tried, 4000)
     torch.testing.assert_close(part, every[:, some])
     best = tried[int(part.mean(1).argmax())]
     assert helpers.select_bandwidth(x, tried) == best
+
+
+def test_ladder_goes_up_where_the_widest_is_best():
+    """Long tails: the reference rule is far too narrow."""
+    random = np.random.default_rng(3)
+    far = np.where(random.random((600, 1)) < 0.02, 20, 1)
+    x = random.normal(size=(600, 2)) * far
+    h = helpers.select_bandwidth(x)
+    own, *others = helpers.leave_one_out(x, [h, h / 1.2, 1.2 * h, 2 * h])
+    assert h > 1.3 * helpers.reference_bandwidth(x)
+    assert own >= max(others)
+
+
+def test_bandwidth_does_not_depend_on_rows_that_come_in_turns():
+    random = np.random.default_rng(0)
+    narrow = 10 + 0.01 * random.normal(size=(2000, 2))
+    x = np.stack([narrow, random.normal(size=(2000, 2))], 1).reshape(-1, 2)
+    mixed, turned = helpers.select_bandwidth(random.permutation(x)), x[::-1]
+    for rows in (x, turned.copy()):
+        assert helpers.select_bandwidth(rows) == pytest.approx(mixed, rel=0.6)

@@ -118,6 +118,8 @@ def test_the_report_is_bound_from_four_notebooks(desk):
         text("$$ a \\odot \\big|b\\big| \\tag{3.1} $$"),
         text("## Results\n\n| nats |\n|--:|\n| 0.25 |\n\n## Rest\n\nnot in it",
              tags=["summary"]),
+        text("Told once", tags=["summary", "jupyter-only"]),
+        text("## Try this\n\nAnother seed", tags=["jupyter-only"]),
         text("## References\n\n7. Somebody, *Somewhere*, 1999."),
     )  # fmt: skip
     desk.put("02_coupling_math-Copy1.ipynb", text("# copied"))
@@ -129,6 +131,8 @@ def test_the_report_is_bound_from_four_notebooks(desk):
     contents = title.split("Contents", 1)[1]
     assert "3Flows" in summary and "0.25" in summary
     assert "notinit" not in summary and "notinit" in chapter
+    assert "Toldonce" in summary and "Toldonce" not in chapter
+    assert "Anotherseed" not in summary + chapter
     assert re.search(r"Task9:\S\.+\d", contents)
     assert "It(Figure3.1)says" in chapter
     assert "Figure3.1.Acaption" in "".join(chapters)  # it floats

@@ -317,6 +317,8 @@ def test_failed_setting_is_a_row_and_the_others_survive(serial):
     assert [result is None for result in results] == [False, True] * 2
     survivors = serial[0].kl[:4].tolist()
     assert table.kl[ok].tolist() == survivors
+    alone = sweep(settings[1:2], n_jobs=1, **OPTIONS)
+    assert alone[["kl", "kl_se", "valid_loss", "seconds"]].isna().all().all()
 
 
 def test_diverged_run_says_so(monkeypatch):
