@@ -663,10 +663,7 @@ class CouplingLayer(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.mask, members = check_mask(mask), check_members(members)
-        kind = COUPLINGS[check_choice(coupling, "coupling", COUPLINGS)]
-        known = "hidden", "start", *list(signature(kind).parameters)[1:]
-        check_names(options, known, f"option of the {coupling} coupling")
-        self.coupling = kind(members, **options)
+        self.coupling = make_coupling(coupling, members, options)
         kept, moved = self.mask.count(1), self.mask.count(0)
         sizes = kept, hidden, moved * self.coupling.outputs
         self.network = make_network(*sizes, members, seed, start)
@@ -1017,6 +1014,14 @@ def pick(values, index):
 # saved with the weights, and forward and inverse, which take coordinates
 # (..., n, d - j) and those outputs to their images and log-slopes.
 COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
+
+
+def make_coupling(name, members, options):
+    """Whose options are checked first."""
+    kind = COUPLINGS[check_choice(name, "coupling", COUPLINGS)]
+    known = "hidden", "start", *list(signature(kind).parameters)[1:]
+    check_names(options, known, f"option of the {name} coupling")
+    return kind(members, **options)
 
 
 # Randomness, memory and threads

@@ -260,8 +260,8 @@ def draw_densities(table, share="row", notes=None, grids=None, size=100):
     truth. notes: {row: {column: text}} below a panel's title; grids: {row
     (or column): Grid}."""
     rows, columns = list(table), list(next(iter(table.values())))
-    height = min(1.4, 6.6 / len(columns))
-    width = min(WIDTH, 0.25 + 1.45 * len(columns))
+    height = min(1.4, 6.6 / len(columns), 4.8 / len(rows))
+    width = min(WIDTH, 0.25 + (height + 0.05) * len(columns))
     fig, axes = panels(len(rows), len(columns), height, width)
     for i, row in enumerate(rows):
         for k, column in enumerate(columns):

@@ -260,11 +260,11 @@ class Checkpoint(NamedTuple):
             raise KeyboardInterrupt  # nothing to return yet
         kept = self.best.mean(-1).isfinite()
         diverged, count = ~(self.alive & kept), len(self.losses)
-        free = getattr(trained.layers[0].coupling, "bound", 0) is None
+        bound = getattr(trained.layers[0].coupling, "bound", 0)
         remedy = (
-            f"try a learning_rate below {recipe.learning_rate}"
-            + (", or a flow with bound=2.5" if free else "")
-            + ", and look for an outlier in data"
+            f"try a learning_rate below {recipe.learning_rate}, "
+            + "or a flow with bound=2.5, " * (bound is None)
+            + "and look for an outlier in data"
         )
         if not kept.any() and not self.alive.any():
             raise RuntimeError(
@@ -294,8 +294,7 @@ class Checkpoint(NamedTuple):
         )
         best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
         best_loss = volume - self.best.mean(-1)
-        told = remarks(points, -best_loss.cpu(), losses[-1].cpu(), trained)
-        for remark in told:
+        for remark in remarks(points, -best_loss, losses[-1], trained):
             warn(remark)
         entries = best_epoch, best_loss, self.epoch, diverged
         if trained.members is None:
@@ -594,7 +593,7 @@ def no_worse(log_p, best, tolerance=1.0):
 def remarks(points, log_p, loss, trained):
     """What the user should know of a fit: mean log p of the held-out points
     and loss at the training points at the end, () or (S,)."""
-    n, d = points.centres.shape[-2:]
+    log_p, loss, (n, d) = log_p.cpu(), loss.cpu(), points.centres.shape[-2:]
     if points.gaussian.isnan().any() and n > d:
         yield "a column of data follows from the others: leave it out"
     if (most := largest(points.gaussian - log_p)) > 0.1:
