@@ -932,9 +932,10 @@ class SplineCoupling(Coupling):
 
     The network gives the pieces' widths and heights (a softmax) and the
     slopes at the inner knots; the slope at both ends is 1. Every width and
-    height is MIN_SHARE of an equal share or more, and every slope between
-    exp(-MAX_LOG_SLOPE) and exp(MAX_LOG_SLOPE): both bounds keep the inverse
-    well conditioned. (Durkan et al. 2019, equations 4 to 8)
+    height is MIN_SHARE of an equal share or more, and every slope at a knot
+    between exp(-MAX_LOG_SLOPE) and exp(MAX_LOG_SLOPE), which keeps the inverse
+    well conditioned; within a piece the slope may lie outside. (Durkan et al.
+    2019, equations 4 to 8)
     """
 
     MIN_SHARE, MAX_LOG_SLOPE = 0.16, 2.0

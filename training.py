@@ -63,16 +63,18 @@ class Recipe:
     shuffle: a new order of the points in every epoch.
     standardize: the layers see the points less their mean, divided by a
         scale: one number for all coordinates, such that the root mean square
-        distance from the mean is LENGTH = 2.5, or more where a point would
-        lie beyond REACH = 5; or one number for each, or a root of the
-        covariance, where the leave-one-out likelihood asks for it.
+        distance from the mean is LENGTH = 2.5, or less, down to half of it,
+        where a coordinate would lie beyond REACH = 5; or one number for each,
+        where their spreads differ tenfold or the leave-one-out likelihood asks
+        for it; or a root of the covariance, where that does.
     jitter: every batch gets fresh noise of standard deviation jitter times
         h sqrt(2 / d), with h = select_bandwidth of the training points, so
         that the length of a noise vector does not grow with d. This is
         maximum likelihood on their kernel estimate. 0: none.
     sharpened: the noise is added to sharpen(points, its width) in their place.
     average: decay of the running mean of the weights, which is what is
-        validated and returned. 0: none. (Izmailov et al. 2018)
+        validated and returned. 0: none. (Equal shares: Polyak, Juditsky 1992;
+        Izmailov et al. 2018)
     tolerance: return the last epoch whose held-out loss is within so many
         standard errors of the best one's: among losses that a small held-out
         set cannot tell apart, the most trained, since the rate has fallen
@@ -317,8 +319,8 @@ class TrainingResult:
     weights at its end, on the clean held-out ones; so not to be compared.
     best_epoch: where, counted from 0, valid_losses is lowest, and
     best_valid_loss its value there.
-    used_epoch: the last one no worse than that by more than one standard
-    error of the difference, point by point.
+    used_epoch: the last one no worse than that by more than the recipe's
+    tolerance, in standard errors of the difference, point by point.
     diverged: whether a loss stopped being finite. noise: its standard
     deviation for each coordinate, (d,) or (S, d), in the data's unit.
     held_out: the rows of the data that were held out, (m,) or (S, m).
@@ -340,8 +342,8 @@ class TrainingResult:
 
 # What the points say before the first step
 
-LENGTH = 2.5  # root mean square length of the points that the layers see,
-REACH = 5.0  # unless some are further out, where a spline does not bend
+LENGTH = 2.5  # root mean square length of the points that the layers see, or
+REACH = 5.0  # less where some lie further out, where a spline does not bend
 ALIKE, APART = 1.1, 10.0  # ratios of spreads at which no scale is compared
 TOGETHER = 0.25  # nats that a Gaussian gains by knowing the correlations
 MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
