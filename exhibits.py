@@ -605,12 +605,12 @@ def draw_spline(outputs):
     axes[0, 0].plot(x, x, ":", color="0.5", lw=0.8)
     axes[0, 0].axvspan(x0, x1, color="0.9")
     axes[0, 0].set_ylabel("after")
-    axes[0, 0].set_title("16 pieces" if bins == 16 else f"{bins} pieces")
+    axes[0, 0].set_title(f"{bins} pieces")
     piece = axes[0, 1]
     piece.plot([x0, x1], [y0, y1], "--", color="0.5", lw=0.8)
     for at, height, slope in ((x0, y0, d0.item()), (x1, y1, d1.item())):
-        ends = np.array([-w / 4, w / 4])
-        piece.plot(at + ends, height + slope * ends, color="k", lw=1)
+        step = np.array([-w / 4, w / 4])
+        piece.plot(at + step, height + slope * step, color="k", lw=1)
     for text, at in (
         ("$d_0$", (x0, y0)),
         ("$d_1$", (x1, y1)),

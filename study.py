@@ -473,9 +473,9 @@ def run_setting(index, setting, seeds, points):
             warnings.simplefilter("ignore")  # the row says who diverged
             result, kl = run_ensemble(setting, seeds, points)
     except Exception as error:
-        names = "kl", "kl_se", "valid_loss", "best_epoch", "parameters"
+        names = "kl kl_se valid_loss best_epoch parameters seconds".split()
         for row in rows:
-            row |= dict.fromkeys((*names, "seconds"), math.nan)
+            row |= dict.fromkeys(names, math.nan)
             row["status"] = f"{type(error).__name__}: {error}"
         return index, (rows, None)
     size = sum(p.numel() for p in result.flow.parameters()) // len(seeds)

@@ -263,10 +263,10 @@ class Checkpoint(NamedTuple):
         kept = self.best.mean(-1).isfinite()
         diverged, count = ~(self.alive & kept), len(self.losses)
         bound = getattr(trained.layers[0].coupling, "bound", 0)
+        bounded = "" if bound is not None else ", or a flow with bound=2.5"
         remedy = (
-            f"try a learning_rate below {recipe.learning_rate}, "
-            + "or a flow with bound=2.5, " * (bound is None)
-            + "and look for an outlier in data"
+            f"try a learning_rate below {recipe.learning_rate}{bounded}, and "
+            "look for an outlier in data"
         )
         if not kept.any() and not self.alive.any():
             raise RuntimeError(

@@ -108,9 +108,9 @@ def execute(path, values, work):
 
 
 def merge(notebooks):
-    """{file name: notebook} as one, behind a summary of all, which has their
-    results, and without the cells that are tagged so; and, for the
-    exporters, what is to be said of it."""
+    """{file name: notebook} as one, behind a summary of all and without the
+    cells for Jupyter alone; and, for the exporters, what is to be said of
+    it."""
     summary, cells, changed, places = [], [], [], {}
 
     def add(to, cell, *place):
