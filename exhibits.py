@@ -37,6 +37,7 @@ from plots import (
     plot_samples,
     save_figure,
 )
+from preparation import prepare
 from study import (
     grid_entropy,
     holm_intervals,
@@ -46,7 +47,7 @@ from study import (
     log_ratios,
     mean_interval,
 )
-from training import Recipe, prepare
+from training import Recipe
 
 # Kernel estimates (notebook 01)
 

@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 
 
 def digest_of_sources():
-    modules = ("checks", "helpers", "training", "study")
-    paths = [HERE / f"{module}.py" for module in modules]
+    names = "checks", "helpers", "preparation", "training", "study"
+    paths = [HERE / f"{name}.py" for name in names]
     # A worker of a cluster, which keeps nothing, may not have them all.
     sources = [path.read_bytes() for path in paths if path.exists()]
     return hashlib.sha256(b"".join(sources)).hexdigest()
@@ -47,9 +47,8 @@ class Memory:
         if self.on and digest_of_sources() != IMPORTED:
             self.on = False
             warnings.warn(
-                "checks.py, helpers.py, training.py or study.py has changed "
-                "since it was imported, so this sweep is not remembered: "
-                "restart the kernel", stacklevel=3,
+                "a module has changed since it was imported, so this sweep is "
+                "not remembered: restart the kernel", stacklevel=3,
             )  # fmt: skip
         memory = joblib.Memory(HERE / folder if self.on else None, verbose=0)
         self.cached = memory.cache(stored, ignore=["run"])

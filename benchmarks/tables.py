@@ -6,7 +6,8 @@ from sklearn import datasets, decomposition
 from timing import markdown
 
 from helpers import CouplingFlow, GaussianKDE, GaussianMixture, LocalKDE
-from training import Recipe, train, unit_and_bandwidth
+from preparation import unit_and_bandwidth
+from training import Recipe, train
 
 EPOCHS, SPLITS = 200, 5
 

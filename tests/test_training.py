@@ -14,6 +14,7 @@ from scipy import stats
 from truths import normal_points
 
 import helpers
+import preparation
 import training
 from helpers import COUPLINGS, CouplingFlow, ToyDataset
 from study import kl_divergence
@@ -461,7 +462,7 @@ def test_long_tails_do_not_decide_whether_columns_go_together():
     alone = random.standard_t(1.5, size=(400, 3))
     mixed = alone @ [[1, 0.9, 0.9], [0, 0.2, 0], [0, 0, 0.2]]
     for x, shape in (alone, False), (mixed, True):
-        unit, _ = training.unit_and_bandwidth(
+        unit, _ = preparation.unit_and_bandwidth(
             torch.tensor(x), training.Recipe()
         )
         assert torch.equal(unit.shear, torch.eye(3).double()) != shape
@@ -506,10 +507,10 @@ def test_outliers_are_the_same_in_every_unit_and_place():
     """Of a column: far from its own median, by its own spread."""
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(100, 3)))
     x[5, 0], x[7, 2] = 1e3, -1e3
-    expected = training.without_outliers(x).isnan()
+    expected = preparation.without_outliers(x).isnan()
     assert expected.nonzero().tolist() == [[5, 0], [7, 2]]
     moved = x * torch.tensor([1e-9, 1, 1e9]) + torch.tensor([1e-3, -1e6, 0])
-    assert torch.equal(training.without_outliers(moved).isnan(), expected)
+    assert torch.equal(preparation.without_outliers(moved).isnan(), expected)
 
 
 def test_a_column_that_follows_from_the_others_is_told():
@@ -525,7 +526,7 @@ def test_centres_are_the_sharpened_points(N):
     """Of many points by a part, with the step that fewer points need."""
     points, recipe = data(N).double(), training.Recipe()
     generators = helpers.random_generators(0, 1, helpers.TRAINING)
-    flow, found = training.prepare(
+    flow, found = preparation.prepare(
         small_flow().double(), [points], recipe, generators
     )
     shift, scale = flow.outermost.shift, flow.outermost.scale
@@ -631,7 +632,7 @@ def test_a_flow_behind_a_gaussian_is_told():
     with pytest.warns(UserWarning, match="Gaussian is better"):
         quick(small_flow(2), sets, standardize=False)
     generators = helpers.random_generators(0, 1, helpers.TRAINING)
-    _, found = training.prepare(
+    _, found = preparation.prepare(
         small_flow(), [torch.tensor(line)], training.Recipe(), generators
     )
     rest = np.delete(line, found.rows, 0)  # as they are, not sharpened
