@@ -169,15 +169,15 @@ def units(near):
     left out: one scale for all coordinates; one for each; and the shape of
     the covariance, where points are many enough for that and a Gaussian gains
     more than TOGETHER nats by it."""
-    d, shift = near.shape[1], near.nanmean(0, keepdim=True)
-    rms = (near - shift).square().nanmean(0, keepdim=True).sqrt()
-    shapes = [(rms.norm().expand(1, d), None), (rms * d**0.5, None)]
+    d, shift = near.shape[1], near.nanmean(0)
+    rms = (near - shift).square().nanmean(0).sqrt()
+    shapes = [(rms.norm().expand(d), None), (rms * d**0.5, None)]
     points = near[near.isfinite().all(1)]
     root = root_of_covariance(points)
     if root is not None and len(points) > 3 * d:
-        pivots = root.diagonal()[None]  # what the columns before do not tell
+        pivots = root.diagonal()  # what the columns before do not tell
         if (rms / pivots).log().sum() > TOGETHER:
-            shapes.append((pivots * d**0.5, root / pivots.T))
+            shapes.append((pivots * d**0.5, root / pivots[:, None]))
     for scale, shear in shapes:
         unit = AffineMap(d).double().set(shift, scale / LENGTH, shear)
         furthest = unit.inverse(points)[0].abs().max().item()

@@ -235,13 +235,15 @@ class Checkpoint(NamedTuple):
         loss = self.valid_losses[-1].mean() + log_volume(trained).mean()
         return f"held out {loss:.3f} nats"
 
-    def result(self, trained, points, interrupted, recipe, start):
-        """The flow with the weights that were kept, and its history."""
-        if not self.losses:
-            raise KeyboardInterrupt  # nothing to return yet
-        kept = self.best.mean(-1).isfinite()
-        diverged, count = ~(self.alive & kept), len(self.losses)
-        bound = getattr(trained.layers[0].coupling, "bound", 0)
+    @property
+    def diverged(self):
+        """Whether a loss stopped being finite, or none ever was."""
+        return ~(self.alive & self.best.mean(-1).isfinite())
+
+    def troubles(self, flow, interrupted, recipe):
+        """What went wrong, in words; RuntimeError if nothing was reached."""
+        kept, count = self.best.mean(-1).isfinite(), len(self.losses)
+        bound = getattr(flow.layers[0].coupling, "bound", 0)
         bounded = "" if bound is not None else ", or a flow with bound=2.5"
         remedy = (
             f"try a learning_rate below {recipe.learning_rate}{bounded}, and "
@@ -258,14 +260,25 @@ class Checkpoint(NamedTuple):
                 "data"
             )
         if interrupted:
-            warn(f"interrupted: returning the best of {count} epochs")
-        if trained.members is None and diverged:
-            warn(f"training diverged in epoch {count}: returning the best of "
-                 f"the {count - 1} before; {remedy}")  # fmt: skip
-        elif diverged.any():
-            lost = diverged.nonzero().flatten().tolist()
-            warn(f"members {lost} diverged: they keep their last checkpoint, "
-                 f"if any; {remedy}")  # fmt: skip
+            yield f"interrupted: returning the best of {count} epochs"
+        if flow.members is None and self.diverged:
+            yield (
+                f"training diverged in epoch {count}: returning the best of "
+                f"the {count - 1} before; {remedy}"
+            )
+        elif self.diverged.any():
+            lost = self.diverged.nonzero().flatten().tolist()
+            yield (
+                f"members {lost} diverged: they keep their last checkpoint, "
+                f"if any; {remedy}"
+            )
+
+    def result(self, trained, points, interrupted, recipe, start):
+        """The flow with the weights that were kept, and its history."""
+        if not self.losses:
+            raise KeyboardInterrupt  # nothing to return yet
+        for trouble in self.troubles(trained, interrupted, recipe):
+            warn(trouble)
         for p, weight in zip(trained.parameters(), self.weights, strict=True):
             p.data = weight
         volume = log_volume(trained)  # from nats of u to nats of x
@@ -277,7 +290,7 @@ class Checkpoint(NamedTuple):
         best_loss = volume - self.best.mean(-1)
         for remark in remarks(points, -best_loss, losses[-1], trained):
             warn(remark)
-        entries = best_epoch, best_loss, self.epoch, diverged
+        entries = best_epoch, best_loss, self.epoch, self.diverged
         if trained.members is None:
             entries = (entry.item() for entry in entries)
         noise = (points.noise * trained.outermost.scale)[..., 0, :]

@@ -433,6 +433,23 @@ def test_columns_in_units_of_their_own_get_scales_of_their_own():
     assert (one == one[0]).all()  # and one where one will do
 
 
+@pytest.mark.parametrize("d", [2, 3, 5])
+def test_points_have_one_length_in_every_unit(d):
+    """2.5, in one scale for all, one for each and the covariance's shape."""
+    x = torch.from_numpy(np.random.default_rng(d).uniform(-1, 1, (500, d)))
+    x[:, 1] = x[:, 0] + 0.3 * x[:, 1]
+    x = x * torch.arange(1, d + 1) + 7
+    seen = [unit.inverse(x)[0] for unit in preparation.units(x)]
+    for u in seen:
+        assert u.abs().max() < 5 and u.mean(0).abs().max() < 1e-9
+        length = u.square().sum(1).mean().sqrt().item()
+        assert length == pytest.approx(2.5, rel=1e-9)
+    one, each, shape = (u.T.cov(correction=0) for u in seen)
+    assert each.diagonal().allclose(each[0, 0])
+    assert not one.diagonal().allclose(one[0, 0])
+    assert shape.allclose(shape[0, 0] * torch.eye(d).double())
+
+
 def test_columns_that_go_together_get_the_shape_of_their_covariance():
     """And noise of that shape; where they hardly do, one scale is kept."""
     mix = torch.tensor([[1, 50, -2], [0, 10, 3], [0, 0, 0.1]]).double()
