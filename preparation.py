@@ -210,7 +210,7 @@ def without_outliers(points):
     column's median as 95 % of them do: one would set the unit of all. But
     not where that would leave few rows whole."""
     away = (points - points.quantile(0.5, 0)).abs()
-    usual = away.quantile(0.95, 0, interpolation="higher")
+    usual = away.quantile(0.95, 0)
     far = (away > 20 * usual) & (usual > 0)
     if far.any(1).float().mean() > 0.5:
         return points

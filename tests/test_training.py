@@ -528,6 +528,11 @@ def test_outliers_are_the_same_in_every_unit_and_place():
     assert expected.nonzero().tolist() == [[5, 0], [7, 2]]
     moved = x * torch.tensor([1e-9, 1, 1e9]) + torch.tensor([1e-3, -1e6, 0])
     assert torch.equal(preparation.without_outliers(moved).isnan(), expected)
+    x = torch.from_numpy(np.random.default_rng(1).normal(size=(60, 60)))
+    x.diagonal()[:] = 1e3  # in every row, so that none would be left
+    assert not preparation.without_outliers(x).isnan().any()
+    x[:35].diagonal()[:] = 0
+    assert preparation.without_outliers(x).isnan().sum() == 25
 
 
 def test_a_column_that_follows_from_the_others_is_told():
