@@ -84,10 +84,9 @@ def check_points(
     most: how far from 0; hint: what to do about another d."""
     x = as_tensor(x, name)
     shape = tuple(x.shape)
-    axes = shape[:-2] == () or members is not None and shape[:-2] == (members,)
-    if len(shape) < 2 or not axes or 0 in shape or shape[-1] != (
-        dim or shape[-1]
-    ):  # fmt: skip
+    axes = shape[:-2] in ((), (members,))
+    fits = len(shape) > 1 and axes and dim in (None, shape[-1])
+    if not fits or 0 in shape:
         d = "d" if dim is None else dim
         wanted = f"(n, {d})" if members is None else f"({members}, n, {d})"
         other = axes and len(shape) > 1 and shape[-1] not in (0, 1, dim)
@@ -267,16 +266,15 @@ def check_bandwidth(H, d):
 def check_covariances(covariances, k, d):
     """Their Cholesky factors: (k, d, d) -> (k, d, d)."""
     C = as_tensor(covariances, "covariances").cpu().double()
-    roots, failed = None, True
-    if C.shape == (k, d, d):
-        if (C - C.mT).abs().max() <= 1e-5 * C.abs().max():  # not where NaN
-            roots, failed = torch.linalg.cholesky_ex(C)
-    if roots is None or failed.any() or not torch.isfinite(roots).all():
-        raise ValueError(
-            f"covariances must be ({k}, {d}, {d}), symmetric and positive "
-            f"definite, got {brief(covariances)}"
-        )
-    return roots
+    shaped = C.shape == (k, d, d)
+    if shaped and (C - C.mT).abs().max() <= 1e-5 * C.abs().max():  # no NaN
+        roots, failed = torch.linalg.cholesky_ex(C)
+        if not failed.any() and torch.isfinite(roots).all():
+            return roots
+    raise ValueError(
+        f"covariances must be ({k}, {d}, {d}), symmetric and positive "
+        f"definite, got {brief(covariances)}"
+    )
 
 
 def check_values(values):
@@ -342,4 +340,3 @@ def check_density(density, name):
             f"{name} must have log_probability and sample, "
             f"got {brief(density)}"
         )
-    return density

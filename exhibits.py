@@ -39,6 +39,7 @@ from plots import (
 )
 from preparation import prepare
 from study import (
+    estimate,
     grid_entropy,
     holm_intervals,
     in_factors,
@@ -145,7 +146,7 @@ def draw_by_h(
     named = {}
     for ax, (title, of) in zip(axes[0], curves.items(), strict=True):
         for label, values in of.items():
-            plot_curve(ax, values, colors[label], None, " " if lines else "-")
+            plot_curve(ax, values, colors[label], " " if lines else "-")
             named[label] = ax.plot([], [], "D", ms=3, color=colors[label])[0]
         for label, line in (lines or {title: {}})[title].items():
             xs, ys = list(line), list(line.values())
@@ -201,11 +202,11 @@ def draw_selection(ladder, costs, left_out):
 def plot_graph(ax, inverse=False):
     """The coupling layer as a computational graph, x to y; or its inverse,
     y to x."""
-    source, target = ("y", "x") if inverse else ("x", "y")
-    first, second = ("−", "×") if inverse else ("×", "+")
-    boxes = [("t", 1.45), ("exp(−s)", 2.75)]
-    if not inverse:
-        boxes = [("exp(s)", 1.45), ("t", 2.75)]
+    source, target = "yx" if inverse else "xy"
+    x1, x2 = 1.45, 2.75
+    boxes = [(x1, "exp(s)", "×"), (x2, "t", "+")]
+    if inverse:
+        boxes = [(x1, "t", "−"), (x2, "exp(−s)", "×")]
 
     def node(x, y, text, width=0.42, color="white"):
         style = "round,pad=0,rounding_size=0.12"
@@ -216,29 +217,22 @@ def plot_graph(ax, inverse=False):
         ax.add_patch(box)
         ax.text(x, y, text, ha="center", va="center", zorder=4)
 
-    def arrow(*points):
-        xs, ys = (
-            zip(*points[:-1], strict=True) if len(points) > 2 else ((), ())
-        )
-        ax.plot(xs, ys, color="0.2", lw=0.8, zorder=1)
+    def arrow(start, end):
         style = {"arrowstyle": "-|>", "color": "0.2", "lw": 0.8}
         style |= {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
-        ax.annotate("", points[-1], points[-2], arrowprops=style, zorder=2)
+        ax.annotate("", end, start, arrowprops=style, zorder=2)
 
     pale, tint = "#e8f1f5", "#fdf0dd"
     for row, i in ((1.4, 1), (0.0, 2)):
         node(0, row, f"${source}_{i}$", color=pale)
         node(4.2, row, f"${target}_{i}$", color=pale)
     arrow((0.21, 1.4), (3.99, 1.4))
-    for (label, x), sign in zip(boxes, (first, second), strict=True):
-        node(
-            x, 0.72, label, width=0.85 if "exp" in label else 0.42, color=tint
-        )
+    for x, label, sign in boxes:
+        node(x, 0.72, label, 0.85 if "exp" in label else 0.42, tint)
         node(x, 0, sign, width=0.34)
         arrow((x, 1.4), (x, 0.89))
         arrow((x, 0.55), (x, 0.17))
         ax.plot(x, 1.4, "o", ms=3, color="0.2")
-    x1, x2 = (x for _, x in boxes)
     arrow((0.21, 0), (x1 - 0.17, 0))
     arrow((x1 + 0.17, 0), (x2 - 0.17, 0))
     arrow((x2 + 0.17, 0), (3.99, 0))
@@ -248,21 +242,20 @@ def plot_graph(ax, inverse=False):
     ax.set_title(name)
 
 
+_EDGES = torch.special.ndtri(torch.arange(1, 8, dtype=torch.float64) / 8)
+_HALVES = "affine", "spline"  # blue where z < 0, orange where z > 0
+
+
 def _strips(ax, z, at, p):
     """A density over the points `at`, in eight strips, each an eighth of the
     Gaussian that they started from at z; darker and paler by turns."""
     z, at, p = _numpy(z), _numpy(at), _numpy(p)
     ax.plot(at, p, "k", lw=1)
-    edges = np.searchsorted(z, _numpy(torch.special.ndtri(_EIGHTHS)))
-    edges = [0, *edges, len(z) - 1]
+    edges = [0, *np.searchsorted(z, _EDGES), len(z) - 1]
     for k, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
         part, shade = slice(low, high + 1), COLORS[_HALVES[k // 4]]
         ax.fill_between(at[part], p[part], color=shade, lw=0,
                         alpha=0.6 if k % 2 else 0.3)  # fmt: skip
-
-
-_EIGHTHS = torch.arange(1, 8, dtype=torch.float64) / 8
-_HALVES = "affine", "spline"  # blue where z < 0, orange where z > 0
 
 
 def draw_map(z, x, p):
@@ -272,11 +265,10 @@ def draw_map(z, x, p):
     slope = _numpy(torch.gradient(x)[0] / torch.gradient(z)[0])
     p, (fig, axes) = _numpy(p), panels(2, 2, 1.3)
     (above, steep), (before, after) = axes
-    edges = torch.special.ndtri(_EIGHTHS)
-    ends = np.interp(edges, z, x)
+    ends = np.interp(_EDGES, z, x)
     above.plot(z, x, "k", lw=1.2)
-    above.vlines(edges, -3, ends, color="0.7", lw=0.6)
-    above.hlines(ends, edges, 3, color="0.7", lw=0.6)
+    above.vlines(_EDGES, -3, ends, color="0.7", lw=0.6)
+    above.hlines(ends, _EDGES, 3, color="0.7", lw=0.6)
     above.set(title="the map", ylabel="$x = f(z)$", ylim=(-3, 3))
     steep.plot(x, slope, "k", lw=1.2)
     steep.axhline(1, color="0.7", lw=0.6)
@@ -457,14 +449,12 @@ def table_of_seas(fits, sea=0.05):
             of.density(grid) * grid.cell_area for of in (fit.truth, fit.flow)
         )
         land = exact >= sea * exact.max()
-        wrong = (image - exact).abs().sum() / 2
-        parts = wrong, 1 - image[land].sum(), 1 - exact[land].sum()
-        names = ("mass in the wrong place", "flow's mass at sea",
-                 "truth's mass at sea")  # fmt: skip
-        rows[label] = {
-            name: f"{part.item():.1%}"
-            for name, part in zip(names, parts, strict=True)
+        shares = {
+            "mass in the wrong place": (image - exact).abs().sum() / 2,
+            "flow's mass at sea": 1 - image[land].sum(),
+            "truth's mass at sea": 1 - exact[land].sum(),
         }
+        rows[label] = {name: f"{share:.1%}" for name, share in shares.items()}
     return table(rows)
 
 
@@ -542,7 +532,7 @@ def targets(fit, n):
     sets = [ToyDataset(fit.truth, n, seed).data.double() for seed in range(S)]
     generators = random_generators(0, S, TRAINING)
     flow, found = prepare(fit.result.flow, sets, Recipe(), generators)
-    assert torch.equal(found.rows, fit.result.held_out)
+    assert torch.equal(found.held_out, fit.result.held_out)
     centres, _ = flow.outermost.forward(found.centres)
     noise = fit.result.noise.double()
     return [
@@ -569,11 +559,7 @@ def table_of_misses(fits, aims, n=10_000):
 
 def print_check(name, values, expected):
     """Whether the mean of values (n,) is expected, to 4 standard errors."""
-    values = values.flatten().double()
-    mean, error = (
-        values.mean().item(),
-        values.std().item() / len(values) ** 0.5,
-    )
+    mean, error = estimate(values.flatten().double())
     print(f"{name}: {mean:.3f} on points, {float(expected):.3f} on a grid")
     agree = bool(abs(mean - float(expected)) < 4 * error)
     print("equal within 4 standard errors:", agree)

@@ -24,7 +24,6 @@ import copy
 import math
 import os
 import platform
-from functools import partial
 from inspect import signature
 
 import numpy as np
@@ -386,14 +385,13 @@ class GaussianKDE(Density):
         sum over samples is the product of two (size, N) kernel matrices:
         2 size N exponentials in place of size^2 N.
         """
+        check_grid(grid, self.dim)
         covariance = self.H @ self.H.T
-        if self.dim != 2 or covariance[0, 1] != 0:
+        if covariance[0, 1] != 0:
             return super().density(grid)
         hx, hy = covariance.diagonal().sqrt()
         cx, cy = self._centre
-        total = torch.zeros(
-            check_grid(grid).size, grid.size, dtype=torch.float64
-        )
+        total = torch.zeros(grid.size, grid.size, dtype=torch.float64)
         with one_thread():
             for part in self.samples.split(max(1, PAIRS // grid.size)):
                 along_x = kernel_matrix(grid.x - cx, part[:, 0] - cx, hx)
@@ -468,9 +466,7 @@ def left_out_log_p(samples, candidates, most=None):
     of so many i at most, drawn at random, the same ones in every call.
 
     A sample that equals x_i, as in rounded tables, is left out with it, as if
-    it gave 0: else h -> 0 would win. Where a candidate is the one two before
-    it divided by sqrt(2), its kernel matrix is the square of that one's, and
-    no exponential is taken.
+    it gave 0: else h -> 0 would win.
     """
     samples = check_samples(samples)
     widths = check_candidates(candidates)
@@ -481,23 +477,30 @@ def left_out_log_p(samples, candidates, most=None):
         is: (n, d) -> (n, k + 1)."""
         d2 = squared_distances(part.T, points.T)
         d2[d2 == 0] = math.inf  # leaves i itself out
-        nearest, kernels, own = d2.amin(1, keepdim=True), [], []
-        d2 -= nearest
-        for k, h in enumerate(widths):
-            two_before = widths[k - 2] if k >= 2 else math.inf
-            if math.isclose(two_before, h * math.sqrt(2), rel_tol=1e-14):
-                kernels.append(kernels.pop(0).square_())
-            else:
-                exponent = (d2 / (-2 * h**2)).clamp_(min=-350.0)
-                kernels = [*kernels[-1:], exponent.exp_()]
-            own.append(kernels[-1].sum(1))
-        return torch.stack([*own, nearest[:, 0]], 1)
+        nearest = d2.amin(1, keepdim=True)
+        kernels = kernels_of(widths, d2.sub_(nearest).div_(-2))
+        return torch.stack([*(K.sum(1) for K in kernels), nearest[:, 0]], 1)
 
     some = points[some_of(N, most or N)]
     *own, nearest = in_parts(sums, some, max(1, PAIRS // N)).T.contiguous()
     h = torch.tensor(widths, dtype=torch.float64)[:, None]
     log_sum = torch.stack(own).log() - nearest / (2 * h**2)
     return log_sum - d * h.log() - (d / 2 * LOG_2PI + math.log(N - 1))
+
+
+def kernels_of(widths, exponent):
+    """exp(exponent / h^2), or exp(-350) where it is less, for each h in turn:
+    where h is the one two before divided by sqrt(2), the square of that one's,
+    in its place, so that no exponential is taken."""
+    kernels = []
+    for k, h in enumerate(widths):
+        two_before = widths[k - 2] if k > 1 else math.inf
+        if math.isclose(two_before, h * math.sqrt(2), rel_tol=1e-14):
+            kernels.append(kernels.pop(0).square_())
+        else:
+            own = (exponent / h**2).clamp_(min=-350.0).exp_()
+            kernels = [*kernels[-1:], own]
+        yield kernels[-1]
 
 
 def some_of(N, most):
@@ -604,8 +607,7 @@ class LocalKDE(Density):
 
     def left_out(self, factors):
         """log f_-i(x_i), less what all have, of 2000 samples at most, with
-        widths so many times as wide: (k,) -> (n, k). From the third on each
-        is the one two before / sqrt(2): its kernels are that one's squares."""
+        widths so many times as wide: (k,) -> (n, k)."""
         least = self.widths.min()
         weights = (self.widths / least) ** -self.dim
 
@@ -613,14 +615,10 @@ class LocalKDE(Density):
             d2 = self.d2(x)
             d2[d2 == 0] = math.inf  # leaves i itself out
             exponent = d2.div_(-2 * self.widths**2)
-            top, kernels, own = exponent.amax(1, keepdim=True), [], []
-            for k, c in enumerate(factors.tolist()):
-                if k < 2:
-                    part = ((exponent - top) / c**2).clamp_(min=-350.0)
-                    kernels.append(part.exp_())
-                else:
-                    kernels.append(kernels.pop(0).square_())
-                log_sum = (kernels[-1] @ weights).log() + top[:, 0] / c**2
+            top = exponent.amax(1, keepdim=True)
+            kernels, own = kernels_of(factors, exponent - top), []
+            for c, kernel in zip(factors, kernels, strict=True):
+                log_sum = (kernel @ weights).log() + top[:, 0] / c**2
                 own.append(log_sum - self.dim * math.log(c * least))
             return torch.stack(own, 1)
 
@@ -783,8 +781,8 @@ def make_network(inputs, hidden, outputs, members, seed, start):
         second.weight.data *= math.sqrt(6)  # within sqrt(6 / hidden)
         last.weight.data *= 0.05
         last.bias.data *= 0.05
-    act = partial(nn.LeakyReLU, inplace=True)
-    return nn.Sequential(first, act(), second, act(), last)
+    act = nn.LeakyReLU(inplace=True)
+    return nn.Sequential(first, act, second, act, last)
 
 
 class AffineMap(nn.Module):

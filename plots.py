@@ -31,6 +31,7 @@ from IPython.display import Image, Markdown, display
 from checks import brief
 from helpers import Grid
 from study import first_layers, grid_entropy, mean_interval
+from training import inner
 
 WIDTH = 6.3  # inches: the printed column, so that a point is a point
 DENSITY = sns.color_palette("mako_r", as_cmap=True)
@@ -41,7 +42,7 @@ COLORS = {
     "GaussiansRot": _BLIND[4],
     "narrow mixture": _BLIND[2], "wide mixture": _BLIND[9],
     "spiral": _BLIND[3],
-    "KDE": _BLIND[2], "one h": _BLIND[2], "sharpened": _BLIND[4],
+    "one h": _BLIND[2], "sharpened": _BLIND[4],
     "local width": _BLIND[7], "shape of the covariance": _BLIND[5],
     "affine": _BLIND[0], "spline": _BLIND[1], "course": _BLIND[7],
 }  # fmt: skip
@@ -104,19 +105,15 @@ def _numpy(values):
     return torch.as_tensor(values).detach().cpu().numpy()
 
 
-def _square(ax, grid=None, title=None):
-    ax.set_aspect("equal")
-    if grid is not None:
-        ax.set(xlim=grid.xlim, ylim=grid.ylim)
-    if title is not None:
-        ax.set_title(title)
+def _limits(ax, grid, title):
+    ax.set(aspect="equal", xlim=grid.xlim, ylim=grid.ylim, title=title)
 
 
-def plot_samples(ax, x, grid=None, color="C0", title=None, size=1.5):
+def plot_samples(ax, x, grid, color, title=None, size=1.5):
     """Points (n, 2), on the limits of a Grid. color: one, or one a point."""
     x = _numpy(x)
     ax.scatter(*x.T, s=size, c=color, linewidths=0, alpha=0.7, rasterized=True)
-    _square(ax, grid, title)
+    _limits(ax, grid, title)
 
 
 def plot_density(ax, image, grid, vmax=None, title=None, **options):
@@ -126,7 +123,7 @@ def plot_density(ax, image, grid, vmax=None, title=None, **options):
     image = ax.imshow(
         _numpy(image), origin="lower", extent=grid.extent, **options
     )
-    _square(ax, grid, title)
+    _limits(ax, grid, title)
     return image
 
 
@@ -151,14 +148,13 @@ def plain_log(axis):
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 
 
-def color_bar(fig, image, axes, label="p(x), per unit of area"):
+def color_bar(fig, image, axes, label):
     """One bar for all the axes."""
     bar = fig.colorbar(image, ax=axes, label=label, fraction=0.05, pad=0.02)
     bar.outline.set_visible(False)
-    return bar
 
 
-def plot_losses(ax, result, entropy=None, title=None):
+def plot_losses(ax, result, entropy, title=None):
     """Every member's losses by epoch, their median, a dot at each epoch whose
     weights are used, and the entropy of the truth: on fresh points no
     density has a lower mean."""
@@ -172,12 +168,10 @@ def plot_losses(ax, result, entropy=None, title=None):
     used = np.atleast_1d(_numpy(result.used_epoch))
     there = np.take_along_axis(losses, used[None], 0)[0]
     ax.plot(used, there, "o", ms=2.5, color="C3", label="epoch used")
-    if entropy is not None:
-        ax.axhline(entropy, color="k", lw=0.8, ls=":", label="entropy")
-    floor = entropy if entropy is not None else there.min()
-    top = max(floor + 1.2, np.median(losses[-1]) + 0.2)
+    ax.axhline(entropy, color="k", lw=0.8, ls=":", label="entropy")
+    top = max(entropy + 1.2, np.median(losses[-1]) + 0.2)
     ax.set(xlabel="epoch", ylabel="nats per point", title=title)
-    ax.set_ylim(min(floor, np.nanmin(losses)) - 0.15, top)
+    ax.set_ylim(min(entropy, losses.min()) - 0.15, top)
 
 
 def origin_colors(z):
@@ -189,36 +183,27 @@ def origin_colors(z):
 
 
 @torch.no_grad()
-def _images(flow, z):
-    """z and its image after every layer."""
-    path = [z]
-    for layer in flow.layers:
-        path.append(layer(path[-1])[0])
-    return path
-
-
 def plot_layers(axes, flow, path, grid):
     """One panel a layer: points colored by where they started, over the
     images of a square grid in z. path: path_of(flow, n)."""
     ticks, fine = torch.linspace(-3, 3, 13), torch.linspace(-3, 3, 200)
-    lines = torch.cat([
-        torch.stack([ticks[:, None].expand(13, 200), fine.expand(13, 200)], 2),
-        torch.stack([fine.expand(13, 200), ticks[:, None].expand(13, 200)], 2),
-    ])  # fmt: skip
-    weight = next(flow.parameters(), lines)
-    warped = _images(flow, lines.reshape(-1, 2).to(weight))
+    upright = torch.cartesian_prod(ticks, fine)
+    net = torch.cat([upright, upright.flip(1)])
+    net = net.to(next(flow.parameters(), net))
     colors = origin_colors(path[0])
-    for k, (ax, x, net) in enumerate(zip(axes, path, warped, strict=True)):
+    for k, (ax, x) in enumerate(zip(axes, path, strict=True)):
+        if k > 0:
+            net, _ = flow.layers[k - 1](net)
         curves = _numpy(net).reshape(26, 200, 2)
         ax.plot(*curves.transpose(2, 1, 0), color="0.75", lw=0.3, zorder=0)
         title = "prior" if k == 0 else f"after layer {k}"
         plot_samples(ax, x, grid, colors, title)
 
 
-def path_of(flow, n=1000, seed=1):
+def path_of(flow, n=1000):
     """A sample of the prior and its images after every layer, all in the
     unit in which the layers work: K + 1 tensors (n, 2)."""
-    *path, x = flow.sample_x_each_layer(n, seed)
+    *path, x = flow.sample_x_each_layer(n, seed=1)
     return [*path, flow.outermost.inverse(x)[0]]
 
 
@@ -235,22 +220,22 @@ def plot_seeds(ax, x, values, color="C0", spread=0.0, beside=0.0):
     return mean
 
 
-def plot_curve(ax, values, color="C0", label=None, style="-"):
+def plot_curve(ax, values, color, style="-"):
     """Values (n,) against numbers, {x: values}, with a line through their
     means."""
     means = [plot_seeds(ax, x, v, color) for x, v in values.items()]
-    ax.plot(list(values), means, style, lw=1, color=color, label=label)
+    ax.plot(list(values), means, style, lw=1, color=color)
 
 
 # Whole figures
 
 
-def draw_samples(samples, color=None, **options):
+def draw_samples(samples, size=1.5):
     """A panel for each of {name: points (n, 2)}, on its own limits."""
     fig, axes = panels(1, len(samples), 5.7 / max(3, len(samples)))
     for ax, (name, x) in zip(axes[0], samples.items(), strict=True):
-        shade = color or COLORS.get(name, "C0")
-        plot_samples(ax, x, Grid.around(x), shade, name, **options)
+        shade = COLORS.get(name, "C0")
+        plot_samples(ax, x, Grid.around(x), shade, name, size)
     return fig
 
 
@@ -324,18 +309,15 @@ def draw_layers(flows, kls=None):
         for ax in (*above, *below):
             ax.axis("on")
         plot_layers(above, flow, path, around)
-        images = []
-        for k in range(len(path)):
-            stage = first_layers(flow, k)
-            stage.outermost.set(0, 1)
-            images.append(stage.density(around))
+        layers = inner(flow)
+        images = [first_layers(layers, k).density(around)
+                  for k in range(len(path))]  # fmt: skip
         top = max(image.flatten().quantile(0.999) for image in images)
         for k, image in enumerate(images):
             drawn = plot_density(below[k], image, around, top)
-            title = above[k].get_title()
             if kls:
-                title += f"\nKL {kls[label][k]:.2f}"
-            above[k].set_title(title)
+                title = f"{above[k].get_title()}\nKL {kls[label][k]:.2f}"
+                above[k].set_title(title)
         bare([*above, *below])
         color_bar(fig, drawn, [*above, *below], "p, per unit of area")
         above[0].set_ylabel(label)
@@ -355,10 +337,8 @@ def draw_motion(path, layers):
     return fig, title, f"{layers:.2f} of {len(path) - 1} layers applied"
 
 
-def draw_curves(
-    curves, xlabel, ylabel="KL, nats", colors=(), lines=None, width=WIDTH
-):
-    """Values against numbers on log scales, {title: {label: {x: values
+def draw_curves(curves, xlabel, colors=(), lines=None, width=WIDTH):
+    """KLs against numbers on log scales, {title: {label: {x: values
     (n,)}}}, a panel a title: every seed's, means and intervals. lines:
     {label: {x: y}}, in every panel, of which nothing scatters."""
     fig, axes = panels(1, len(curves), 2.3, width=width, sharey=True)
@@ -375,15 +355,13 @@ def draw_curves(
         ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
         ax.minorticks_off()
         plain_log(ax.yaxis)
-    seen = [
-        np.ravel(list(values.values()))
-        for of in curves.values()
-        for values in of.values()
-    ]
-    seen = np.concatenate(seen)  # an interval may go down to 0 and below
+    seen = np.concatenate([
+        v for of in curves.values() for xs in of.values() for v in xs.values()
+    ])  # fmt: skip
     seen = seen[np.isfinite(seen) & (seen > 0)]
+    # Not the intervals, which may go down to 0 and below.
     axes[0, 0].set_ylim(0.7 * seen.min(), 1.4 * seen.max())
-    axes[0, 0].set_ylabel(ylabel)
+    axes[0, 0].set_ylabel("KL, nats")
     ax = axes[0, -1]
     for label, color in named.items():
         ax.plot([], [], "D-", ms=3.5, lw=1, color=color, label=label)
@@ -505,11 +483,9 @@ def save_figure(fig, name, caption="", frames=()):
     display(Markdown(words), metadata={"figure_caption": True})
 
 
-def say(text, *values, **named):
+def say(text, *values):
     """A sentence, as Markdown, with values of the run in its braces."""
-    display(
-        Markdown(text.format(*values, **named) if values or named else text)
-    )
+    display(Markdown(text.format(*values) if values else text))
 
 
 def slider(frame, **options):

@@ -9,6 +9,7 @@ bandwidth of which the noise is a multiple (`smooth`).
 import contextlib
 import copy
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +18,10 @@ import torch
 from checks import brief, check_finite, check_points
 from helpers import (
     FLOW_OF,
-    LOG_2PI,
     PART,
     AffineMap,
     CouplingFlow,
+    GaussianMixture,
     LocalKDE,
     ToyDataset,
     best_left_out,
@@ -36,17 +37,17 @@ MOST, WORK = 2000, 5 * 10**8  # points and pairs of points looked at
 
 
 class Prepared(NamedTuple):
-    """What the points say, and which rows are held out: of one member, or
-    with an axis of members in front. Shapes (1, d), of the shear (d, d), of
-    the points (n, d), (m, d), (m,), and of one Gaussian's log p ()."""
+    """What the points say, and those held out (valid) with their rows: of one
+    member, or with an axis of members in front. Shapes (1, d), of the shear
+    (d, d), of points (n, d), (m, d), rows (m,), one Gaussian's log p ()."""
 
     shift: torch.Tensor
     scale: torch.Tensor
     shear: torch.Tensor
     noise: torch.Tensor
     centres: torch.Tensor
+    valid: torch.Tensor
     held_out: torch.Tensor
-    rows: torch.Tensor
     gaussian: torch.Tensor
 
 
@@ -69,14 +70,12 @@ def prepare(flow, sets, recipe, generators):
     outermost = trained.outermost
     if recipe.standardize:
         outermost.set(found.shift, found.scale, found.shear)
-    centres, held_out = (
+    centres, valid = (
         outermost.inverse(x)[0].to(outermost.shift)  # in float64 till then
-        for x in (found.centres, found.held_out)
+        for x in (found.centres, found.valid)
     )
     noise = found.noise.to(outermost.shift) / outermost.scale
-    return trained, found._replace(
-        centres=centres, held_out=held_out, noise=noise
-    )
+    return trained, found._replace(centres=centres, valid=valid, noise=noise)
 
 
 def split_and_smooth(points, recipe, generators):
@@ -94,14 +93,14 @@ def split_and_smooth(points, recipe, generators):
         found, centres = smooth(points, points[common], N - m, recipe)
     for generator in generators:
         order = pool[torch.randperm(len(pool), generator=generator)]
-        rows, fitted = order[:m], torch.cat([common, order[m:]])
-        x, held_out = points[fitted], points[rows]
+        held_out, fitted = order[:m], torch.cat([common, order[m:]])
+        x, valid = points[fitted], points[held_out]
         if large:
             own = centres[fitted]
         else:
             found, own = smooth(x, x, N - m, recipe)
-        gaussian = one_gaussian(x, held_out)
-        yield Prepared(*found, own, held_out, rows, gaussian)
+        gaussian = one_gaussian(x, valid)
+        yield Prepared(*found, own, valid, held_out, gaussian)
 
 
 def smooth(points, part, n, recipe):
@@ -196,13 +195,11 @@ def root_of_covariance(points):
 def one_gaussian(points, x):
     """Mean log p of x under the Gaussian of the points; NaN if there is none,
     since a column follows from the others."""
-    root = root_of_covariance(points)
-    if root is None:
+    if root_of_covariance(points) is None:
         return points.new_tensor(math.nan)
-    away = (x - points.mean(0)).T
-    z = torch.linalg.solve_triangular(root, away, upper=False)
-    log_det = root.diagonal().log().sum()
-    return -z.square().sum(0).mean() / 2 - log_det - len(z) / 2 * LOG_2PI
+    covariance = points.T.cov(correction=0)
+    normal = GaussianMixture(points.mean(0)[None], None, covariance[None])
+    return normal.log_probability(x).mean()
 
 
 def without_outliers(points):
@@ -221,11 +218,8 @@ def no_worse(log_p, best, tolerance=1.0):
     """Whether the mean of log_p, (..., n), is below that of best by no more
     than so many standard errors of their difference."""
     deficit, n = best - log_p, log_p.shape[-1]
-    allowed = torch.zeros_like(deficit[..., 0])
-    if tolerance == math.inf:
-        allowed = torch.full_like(allowed, math.inf)
-    elif tolerance and n > 1:
-        allowed = tolerance * deficit.std(-1) / n**0.5
+    error = deficit.std(-1, correction=int(n > 1)) / n**0.5  # of one: 0
+    allowed = tolerance * error if tolerance < math.inf else tolerance
     return deficit.mean(-1) <= allowed
 
 
@@ -244,24 +238,20 @@ def training_sets(flow, data, fraction):
             + ("none: see flow.requires_grad_()" if frozen else
                "torch.inference_mode(), which has no gradients")
         )  # fmt: skip
-    sets, S = data, flow.members
-    kinds = ToyDataset, torch.Tensor, np.ndarray
+    S, kinds = flow.members, (ToyDataset, torch.Tensor, np.ndarray)
     listed = isinstance(data, (list, tuple)) and data and S
     listed = listed and isinstance(data[0], kinds)
-    if not listed:
-        data = data.data if isinstance(data, ToyDataset) else data
-        points = check_points(data, "data", flow.dim, members=S, hint=FLOW_OF)
-        sets = points if points.dim() == 3 else [points]
+    sets = data if listed else [data]
     sets = [x.data if isinstance(x, ToyDataset) else x for x in sets]
-    sets = [
-        check_points(x, "data", flow.dim, hint=FLOW_OF).detach() for x in sets
-    ]
+    check = partial(check_points, members=None if listed else S, hint=FLOW_OF)
+    sets = [check(x, "data", flow.dim).detach() for x in sets]
+    sets = [*sets[0]] if sets[0].dim() == 3 else sets
     [check_finite(x.float(), "data", x) for x in sets]
     spread = min((x.amax(0) - x.amin(0)).max().item() for x in sets)
     if 0 < spread < 1e-30:  # a scale in single precision loses its digits
         raise ValueError(f"data must vary by 1e-30 or more, got {spread:g}")
-    sizes, wanted = {x.shape for x in sets}, (S,) if listed else (1, S)
-    if len(sets) not in wanted or len(sizes) > 1:
+    sizes = {x.shape for x in sets}
+    if listed and (len(sets) != S or len(sizes) > 1):
         raise ValueError(
             f"data must be {S} sets (N, {flow.dim}) of one size, got "
             f"{len(sets)} of shapes {[tuple(s) for s in sizes]}"

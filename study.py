@@ -183,13 +183,12 @@ def holm_intervals(comparisons, level=0.95):
             "comparisons must be a dict of lists of numbers, "
             f"got {brief(comparisons)}"
         )
-    plain = {claim: mean_interval(v) for claim, v in comparisons.items()}
     alpha = {}
-    for claim, (mean, _, _) in plain.items():
-        values = check_values(comparisons[claim])
-        n = len(values)
+    for claim, values in comparisons.items():
+        values = check_values(values)
+        n, mean = len(values), abs(values.mean())
         error = values.std(ddof=1) / n**0.5 if n > 1 else math.inf
-        t = abs(mean) / error if error > 0 else math.inf if mean else 0.0
+        t = mean / error if error > 0 else math.inf if mean else 0.0
         alpha[claim] = 2 * stdtr(n - 1, -t) if n > 1 else 1.0
     intervals, allowed, failed = {}, 1 - level, False
     for k, claim in enumerate(sorted(alpha, key=alpha.get)):
@@ -306,7 +305,9 @@ def sweep(
             raise KeyboardInterrupt
         got = f"{len(done)} of {len(settings)} settings"
         warnings.warn(f"interrupted: returning {got}", stacklevel=2)
-    return as_table(done, results)
+    rows = [{"setting": k, **row} for k in sorted(done) for row in done[k][0]]
+    trained = [done.get(k, (None, None))[1] for k in range(len(settings))]
+    return (pd.DataFrame(rows), trained) if results else pd.DataFrame(rows)
 
 
 def each_once(run, settings, memory, parallel, progress=True):
@@ -453,25 +454,17 @@ def run_kernels(index, setting):
     }
 
 
-def as_table(done, results):
-    """{index: (rows, result)} as what sweep returns."""
-    rows = [{"setting": k, **row} for k in sorted(done) for row in done[k][0]]
-    table = pd.DataFrame(rows)
-    nothing = (None, None)
-    trained = [done.get(k, nothing)[1] for k in range(max(done) + 1)]
-    return (table, trained) if results else table
-
-
 def run_setting(index, setting, seeds, points):
     """One ensemble, a member a seed: -> index, (rows, TrainingResult or
     None)."""
-    kinds = of_each_seed(setting, seeds)
+    kind = setting["dist_type"]
+    kinds = kind if isinstance(kind, list) else [kind] * len(seeds)
     rows = [{**setting, "dist_type": kind, "seed": seed}
             for kind, seed in zip(kinds, seeds, strict=True)]  # fmt: skip
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the row says who diverged
-            result, kl = run_ensemble(setting, seeds, points)
+            result, kl = run_ensemble(setting, kinds, seeds, points)
     except Exception as error:
         names = "kl kl_se valid_loss best_epoch parameters seconds".split()
         for row in rows:
@@ -492,14 +485,14 @@ def run_setting(index, setting, seeds, points):
     return index, (rows, result)
 
 
-def run_ensemble(setting, seeds, points):
+def run_ensemble(setting, kinds, seeds, points):
     data_options, flow_options, train_options = (
         {name: setting[name] for name in setting if name in known}
         for known in ROUTES
     )
     data = [
         ToyDataset(**data_options | {"dist_type": kind}, seed=s)
-        for kind, s in zip(of_each_seed(setting, seeds), seeds, strict=True)
+        for kind, s in zip(kinds, seeds, strict=True)
     ]
     flow = CouplingFlow(
         members=len(seeds), seed=seeds[0], dim=data[0].data.shape[1],
@@ -518,17 +511,10 @@ def run_ensemble(setting, seeds, points):
     return result, Estimate(*torch.tensor(kls, dtype=torch.float64).T)
 
 
-def of_each_seed(setting, seeds):
-    kind = setting["dist_type"]
-    return kind if isinstance(kind, list) else [kind] * len(seeds)
-
-
 def names_of(*functions):
     """The names of their arguments that a setting may have."""
     names = [n for f in functions for n in inspect.signature(f).parameters]
-    return set(names) - {
-        "self", "seed", "members", "options", "mask", "dim",
-    }  # fmt: skip
+    return set(names) - {"seed", "members", "options", "mask", "dim"}
 
 
 # Which of a setting's names go to the data, to the flow and to train.

@@ -39,12 +39,10 @@ class Recipe:
         this share of the steps, and the other falls from 1 to 0 over all of
         them, along half a cosine. (Loshchilov, Hutter 2017)
     shuffle: a new order of the points in every epoch.
-    standardize: the layers see the points less their mean, divided by a
-        scale: one number for all coordinates, such that the root mean square
-        distance from the mean is LENGTH = 2.5, or less, down to half of it,
-        where a coordinate would lie beyond REACH = 5; or one number for each,
-        where their spreads differ tenfold or the leave-one-out likelihood asks
-        for it; or a root of the covariance, where that does.
+    standardize: the layers see the points less their mean, divided by what
+        makes their root mean square length 2.5, or less: one number for all
+        coordinates, one for each, or a root of the covariance, whichever the
+        points ask for. (unit_and_bandwidth and units, in preparation.py)
     jitter: every batch gets fresh noise of standard deviation jitter times
         h sqrt(2 / d), with h = select_bandwidth of the training points, so
         that the length of a noise vector does not grow with d. This is
@@ -87,7 +85,7 @@ class Recipe:
             check_number(getattr(self, name), name, 0, 1, or_equal=True)
         for name in ("cosine", "shuffle", "standardize", "sharpened"):
             check_flag(getattr(self, name), name)
-        if self.tolerance not in (False, True, math.inf):
+        if self.tolerance != math.inf:
             check_number(self.tolerance, "tolerance", 0, or_equal=True)
         check_number(self.jitter, "jitter", 0, or_equal=True)
         check_number(self.valid_fraction, "valid_fraction", 0, 1)
@@ -160,7 +158,7 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     generators = random_generators(seed, flow.members or 1, TRAINING)
     trained, points = prepare(flow, sets, recipe, generators)
     moving, mean = inner(trained), inner(trained)  # copies: the layers alone
-    checkpoint = Checkpoint.before(moving, points.held_out)
+    checkpoint = Checkpoint.before(moving, points.valid)
     adam, schedule = recipe.descent(moving, epochs, points.centres)
     weights = [*mean.parameters()], [*moving.parameters()]
     with interrupts() as pressed:
@@ -205,23 +203,23 @@ class Checkpoint(NamedTuple):
     valid_losses: tuple = ()
 
     @classmethod
-    def before(cls, flow, held_out):
+    def before(cls, flow, valid):
         """Before the first epoch."""
         weights = [p.detach().clone() for p in flow.parameters()]
-        best = held_out.new_full(held_out.shape[:-1], -math.inf)
+        best = valid.new_full(valid.shape[:-1], -math.inf)
         epoch = torch.zeros_like(best[..., 0], dtype=torch.long)
         return cls(epoch, weights, best, torch.ones_like(epoch).bool())
 
     @torch.no_grad()
     def after(self, flow, loss, points, recipe):
         """After one more epoch."""
-        log_p = flow.log_probability(points.held_out)
+        log_p = flow.log_probability(points.valid)
         alive = self.alive & loss.isfinite()
         better = alive & (log_p.mean(-1) > self.best.mean(-1))  # not if NaN
         best = torch.where(better[..., None], log_p, self.best)
         take = better | (alive & no_worse(log_p, best, recipe.tolerance))
         weights = [
-            torch.where(as_wide(take, p), p.detach(), w)
+            torch.where(take.view(-1, *[1] * (p.dim() - 1)), p.detach(), w)
             for p, w in zip(flow.parameters(), self.weights, strict=True)
         ]
         return Checkpoint(
@@ -296,7 +294,7 @@ class Checkpoint(NamedTuple):
         noise = (points.noise * trained.outermost.scale)[..., 0, :]
         noise = noise * trained.outermost.shear.norm(dim=-1)
         return TrainingResult(
-            trained, losses, valid_losses, *entries, noise, points.rows,
+            trained, losses, valid_losses, *entries, noise, points.held_out,
             interrupted, time.process_time() - start,
         )  # fmt: skip
 
@@ -412,8 +410,3 @@ def largest(values):
     """Of those that are finite; 0 if there is none."""
     values = values.cpu().flatten()
     return max(values[values.isfinite()].tolist(), default=0)
-
-
-def as_wide(value, parameter):
-    """value, () or (S,), with axes added until it broadcasts."""
-    return value.reshape(value.shape + (1,) * (parameter.dim() - value.dim()))

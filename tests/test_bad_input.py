@@ -291,9 +291,3 @@ def test_the_courses_recipe_decides_every_switch():
 def test_a_message_says_what_to_do(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
-
-
-def test_a_sparse_tensor_is_taken():
-    assert (
-        len(h.GaussianKDE(torch.eye(9, 2).to_sparse_csr(), 0.1).samples) == 9
-    )

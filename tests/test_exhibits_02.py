@@ -1,20 +1,12 @@
 """Notebook 02's figures: what is drawn is what was given, on one scale."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 import torch
 
 import exhibits
 
 Z = torch.linspace(-4, 4, 2001, dtype=torch.float64)
 GAUSS = (-Z.square() / 2).exp() / (2 * torch.pi) ** 0.5
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def area(strip):

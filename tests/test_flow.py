@@ -2,7 +2,6 @@
 
 import copy
 import io
-import math
 
 import numpy as np
 import pytest
@@ -35,13 +34,17 @@ def flows(draw, dtypes=(torch.float32, torch.float64)):
     seed = draw(st.integers(0, 10**6))
     # Free log-scales overflow when the weights are larger.
     free = options == {"bound": None}
-    K, size = draw(st.integers(1, 4)), draw(st.floats(0.1, 0.4))
-    size = min(size, 0.15) if free else size
+    size = draw(st.floats(0.1, 0.15 if free else 0.4))
     flow = make_flow(
-        K, members, coupling, seed, size, dtype, dim=d,
+        4, members, coupling, seed, size, dtype, dim=d,
         hidden=draw(st.sampled_from([4, 32])),
         start=draw(st.sampled_from(["spread", "uniform"])), **options,
     )  # fmt: skip
+    # Cut, repeated, reordered: a layer alone knows its mask.
+    order = draw(
+        st.permutations(range(4)) | st.lists(st.integers(0, 3), max_size=4)
+    )
+    flow.layers = torch.nn.ModuleList(flow.layers[k] for k in order)
     own = members is not None and draw(st.booleans())
     shape = (members, 20) if own else (20,)
     size = draw(st.sampled_from([0.1, 1.0, 3.0]))
@@ -170,36 +173,6 @@ def test_density_has_unit_mass_and_its_samples(coupling, options):
 
 
 @each_coupling
-@pytest.mark.parametrize("members", [None, 2])
-@pytest.mark.parametrize("d", [2, 3, 4])
-@pytest.mark.parametrize("order", [
-    [], [1], [0, 2, 3], [3, 2, 1, 0], [1, 1, 1], [0, 0, 3, 2],
-], ids=str)  # fmt: skip
-def test_any_stack_of_layers_is_a_density(coupling, members, d, order):
-    """Cut, repeated, reordered: a layer alone knows its mask."""
-    flow = make_flow(4, members, coupling, dim=d, size=0.1)
-    layers = [flow.layers[k] for k in order]
-    flow.layers = torch.nn.ModuleList(layers)
-    z = normal_points(20, d=d)
-    x, J = jacobian(lambda z: flow.forward(z)[0], spread(flow, z))
-    with torch.no_grad():
-        log_det = flow.forward(z)[1]
-        again, opposite = flow.inverse(x)
-        log_p = flow.log_probability(x)
-    by_autograd = torch.linalg.slogdet(J).logabsdet
-    prior = torch.from_numpy(stats.norm.logpdf(z).sum(-1))
-    close = dict(rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(again, spread(flow, z), **close)
-    torch.testing.assert_close(log_det, by_autograd, **close)
-    torch.testing.assert_close(-opposite, log_det, **close)
-    torch.testing.assert_close(log_p, prior - by_autograd, **close)
-    path = flow.sample_x_each_layer(9, seed=1)
-    assert len(path) == len(order) + 1
-    if order:
-        torch.testing.assert_close(flow.forward(path[0])[0], path[-1])
-
-
-@each_coupling
 @pytest.mark.parametrize("d", [2, 3, 5])
 def test_density_has_unit_mass_in_any_dimension(coupling, d):
     flow = make_flow(3, None, coupling, 5, 0.1, hidden=8, dim=d)
@@ -276,32 +249,24 @@ def test_flow_starts_near_the_identity(coupling):
     assert (first.weight.abs() == 1).all() and 2 < kinks.abs().max() <= 2.5
 
 
-@ENSEMBLES
+@pytest.mark.parametrize("coupling, saved, other", [
+    *((*family, family[1]) for family in PLAIN),
+    ("spline", {"interval": 3.0}, {}), ("affine", {"bound": 1.0}, {}),
+    ("affine", {}, {"bound": 1.0}),
+])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_saved_weights_give_the_same_density(coupling, options, dtype):
-    flow = make_flow(3, 2, coupling, size=0.1, dtype=dtype, **options)
+def test_saved_weights_give_the_same_density(coupling, saved, other, dtype):
+    """They bring what they mean: another interval or bound."""
+    flow = make_flow(3, 2, coupling, size=0.1, dtype=dtype, **saved)
     file = io.BytesIO()
     torch.save(flow.state_dict(), file)
     file.seek(0)
-    other = CouplingFlow(3, 2, coupling, seed=9, **options).to(dtype)
+    other = CouplingFlow(3, 2, coupling, seed=9, **other).to(dtype)
     x = normal_points(30, dtype=dtype)
     assert not torch.equal(other.log_probability(x), flow.log_probability(x))
     other.load_state_dict(torch.load(file, weights_only=True))
     assert torch.equal(other.log_probability(x), flow.log_probability(x))
     assert torch.equal(other.sample(9), flow.sample(9))
-
-
-@pytest.mark.parametrize("coupling, saved, other", [
-    ("spline", {"interval": 3.0}, {}), ("affine", {"bound": 1.0}, {}),
-    ("affine", {}, {"bound": 1.0}), ("affine", {"bound": None}, None),
-])  # fmt: skip
-def test_weights_bring_what_they_mean(coupling, saved, other):
-    """Another interval or bound."""
-    flow, x = make_flow(2, None, coupling, **saved), normal_points(30)
-    other = saved if other is None else other
-    other = CouplingFlow(2, coupling=coupling, **other).double()
-    other.load_state_dict(flow.state_dict())
-    assert torch.equal(other.log_probability(x), flow.log_probability(x))
 
 
 @each_coupling
@@ -393,7 +358,6 @@ def test_spline_passes_its_knots_with_their_slopes(case):
     slopes = torch.exp(2 * torch.tanh(raw[2 * spline.bins :] / 2))
     one = torch.ones(1, dtype=raw.dtype)
     slopes = torch.cat([one, slopes, one])
-    assert slopes.min() >= math.exp(-2) and slopes.max() <= math.exp(2)
     L = spline.interval
     for side in (-1, 0, 1):
         y, log_det = evaluate(spline.forward, raw, xs + side * 1e-13 * L)

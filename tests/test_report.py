@@ -363,129 +363,81 @@ TYPST = ') #panic("in") //'
 SCRIPT = "<script>document.title = 'taken'</script>"
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="90" height="40"
   onload="alert()">%s<rect width="50" height="20" fill="red"/></svg>"""
-INTO = {
-    "notebook metadata": dict(
-        cells=[text("said")],
-        metadata={
-            "report": {"header-includes": SCRIPT, "title": "taken"},
-            "header-includes": SCRIPT,
-            "title": SCRIPT,
-        },
-    ),
-    "cell metadata": dict(
-        cells=[
-            text("said", place=["x\n#panic()\n//", 1], kind="figure"),
-            code("said", place=["x\n#panic()\n//", 1], summary=True),
-        ],
-    ),
-    "file name": dict(cells=[text("said")], name="x\n#panic()\n" + SCRIPT),
-    "tag": dict(
-        cells=[
-            text(f'$$ x \\tag{{1", $b${TYPST}}} $$ said'),
-            text('$x \\tag{2"\\}$ said'),
-        ]
-    ),
-    "words in a formula": dict(
-        cells=[
-            text(
-                "$\\textbf{parallel " + TYPST + '} \\label{parallel "a}$ said'
-            ),
-            text('$\\operatorname{parallel} \\text{"a dot.circle}$ said'),
-        ]
-    ),
-    "links": dict(
-        cells=[
-            text(
-                "[said](javascript:alert(1)) [b](JavaScript:alert(1)) "
-                "[c](data:,x) <javascript:alert(1)> [d](//x.invalid) "
-                "[e](file:///etc/hostname) "
-                '[f](/etc/hostname) [g](http://x.invalid/")#panic()//) '
-                "[h](02_x.ipynb) [i](../x.html#y)"
-            )
-        ]
-    ),
-    "caption": dict(
-        cells=[
-            code(
-                "f",
-                figure(
-                    caption=f"- said {SCRIPT} [b](javascript:x)\n- `#panic()`"
-                ),
-            )
-        ]
-    ),
-    "figure's name": dict(
-        cells=[
-            code(
-                "f",
-                figure(f'x"{TYPST}\n#panic()'),
-                shown(text_markdown="said"),
-            )
-        ]
-    ),
-    "frames": dict(
-        cells=[
-            code(
-                "f",
-                figure(frames=[{"label": f'"{SCRIPT}', "png": png()}]),
-                shown(text_markdown="said"),
-            )
-        ]
-    ),
-    "picture that runs": dict(
-        cells=[code("f", shown(image_svg_xml="")), text("said")]
-    ),
-    "HTML and raw Typst": dict(
-        cells=[
-            text(
-                HOSTILE + "\n\n```{=typst}\n#panic()\n```\n\n<div onclick=x>"
-                "<img src=x onerror=alert()></div>\n\nsaid"
-            ),
-            code("x", shown(text_html=SCRIPT, text_plain="said")),
-        ]
-    ),
-    "deep": dict(cells=[text("said\n\n" + "> " * 12 + "x"), text("[" * 99)]),
-    "lone surrogate and NUL": dict(cells=[text("said \ud800 \0")]),
-    "language": dict(cells=[text("said")], metadata={"language": 5}),
-    "another caption": dict(
-        cells=[
-            code(
-                "f",
-                figure(),
-                shown({"figure_caption": True}, text_markdown="said"),
-            )
-        ]
-    ),
-}
-INTO["picture that runs"]["cells"][0].outputs[0].data = {
-    "image/svg+xml": SVG % SCRIPT
-}
-INTO |= {
-    "pictures of the web alone": dict(
-        cells=[text("said ![](https://x.invalid/x.png)")]
-    ),
-    "a figure's name twice": dict(
-        cells=[
-            code("f", figure("A"), figure("a"), figure("a")),
-            text("[said](#a)"),
-        ]
-    ),
-    "a raw cell": dict(cells=[v4.new_raw_cell("said #panic() " + SCRIPT)]),
-}
+INTO = {  # the cells of a notebook
+    "notebook metadata": [text("said")],
+    "cell metadata": [
+        text("said", place=["x\n#panic()\n//", 1], kind="figure"),
+        code("said", place=["x\n#panic()\n//", 1], summary=True),
+    ],
+    "file name": [text("said")],
+    "tag": [
+        text(f'$$ x \\tag{{1", $b${TYPST}}} $$ said'),
+        text('$x \\tag{2"\\}$ said'),
+    ],
+    "words in a formula": [
+        text(f'$\\textbf{{parallel {TYPST}}} \\label{{parallel "a}}$ said'),
+        text('$\\operatorname{parallel} \\text{"a dot.circle}$ said'),
+    ],
+    "links": [text(
+        "[said](javascript:alert(1)) [b](JavaScript:alert(1)) "
+        "[c](data:,x) <javascript:alert(1)> [d](//x.invalid) "
+        "[e](file:///etc/hostname) "
+        '[f](/etc/hostname) [g](http://x.invalid/")#panic()//) '
+        "[h](02_x.ipynb) [i](../x.html#y)"
+    )],
+    "caption": [code("f", figure(
+        caption=f"- said {SCRIPT} [b](javascript:x)\n- `#panic()`"
+    ))],
+    "figure's name": [code(
+        "f", figure(f'x"{TYPST}\n#panic()'), shown(text_markdown="said")
+    )],
+    "frames": [code(
+        "f", figure(frames=[{"label": f'"{SCRIPT}', "png": png()}]),
+        shown(text_markdown="said"),
+    )],
+    "picture that runs": [
+        code("f", shown(**{"image/svg+xml": SVG % SCRIPT})), text("said"),
+    ],
+    "HTML and raw Typst": [
+        text(HOSTILE + "\n\n```{=typst}\n#panic()\n```\n\n<div onclick=x>"
+             "<img src=x onerror=alert()></div>\n\nsaid"),
+        code("x", shown(text_html=SCRIPT, text_plain="said")),
+    ],
+    "deep": [text("said\n\n" + "> " * 12 + "x"), text("[" * 99)],
+    "lone surrogate and NUL": [text("said \ud800 \0")],
+    "language": [text("said")],
+    "another caption": [code(
+        "f", figure(), shown({"figure_caption": True}, text_markdown="said")
+    )],
+    "pictures of the web alone": [text("said ![](https://x.invalid/x.png)")],
+    "a figure's name twice": [
+        code("f", figure("A"), figure("a"), figure("a")), text("[said](#a)"),
+    ],
+    "a raw cell": [v4.new_raw_cell("said #panic() " + SCRIPT)],
+}  # fmt: skip
+ABOUT = {  # what else is said of it
+    "notebook metadata": {"metadata": {
+        "report": {"header-includes": SCRIPT, "title": "taken"},
+        "header-includes": SCRIPT, "title": SCRIPT,
+    }},
+    "file name": {"name": "x\n#panic()\n" + SCRIPT},
+    "language": {"metadata": {"language": 5}},
+}  # fmt: skip
 LINKS = r"https?://x\.invalid/|mailto:|#"
 
 
 @pytest.mark.parametrize("case", INTO)
 def test_nothing_of_a_notebook_runs(case, tmp_path, request):
     """It is words, in the PDF and on the page."""
-    pdf = export(**INTO[case])
+    given = {"cells": INTO[case]} | ABOUT.get(case, {})
+    pdf = export(**given)
     assert "said" in "".join(words(pdf))
     for page in PdfReader(io.BytesIO(pdf)).pages:
         for link in page.get("/Annots", ()):
             action = link.get_object().get("/A", {})
             assert re.match(LINKS, action.get("/URI", "#"))
     made = tmp_path / "page.html"
-    made.write_text(export(exporter=ReportHTMLExporter, **INTO[case]), "utf-8")
+    made.write_text(export(exporter=ReportHTMLExporter, **given), "utf-8")
     browser = request.getfixturevalue("browser")
     browser.get(made.as_uri())
     title, scripts, names, links, loaded, said = browser.execute_script("""

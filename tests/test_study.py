@@ -53,7 +53,6 @@ def test_kl_is_the_closed_form(m, s, n, t):
     """And not that of the arguments swapped."""
     estimate = kl_divergence(normal(m, s), normal(n, t), 20_000)
     expected, swapped = normal_kl(m, s, n, t), normal_kl(n, t, m, s)
-    assert estimate == study.Estimate(estimate.value, estimate.standard_error)
     allowed = 5 * estimate.standard_error
     assert abs(estimate.value - expected) < allowed
     assert abs(expected - swapped) > allowed
@@ -491,7 +490,7 @@ def test_interrupted_sweep_goes_on_where_it_was(monkeypatch, folder, serial):
         count_runs(first, interrupt_at=2)
         with pytest.warns(UserWarning, match="interrupted: .* 2 of 3 settin"):
             table, results = run_all(results=True)
-    assert len(results) == 2
+    assert results[2] is None
     pd.testing.assert_series_equal(table.kl, serial[0].kl[:4])
     ran = count_runs(monkeypatch)
     assert_same_table(run_all(), serial[0])

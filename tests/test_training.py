@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn import datasets
 from truths import normal_points
 
 import helpers
@@ -176,10 +177,8 @@ def test_unit_and_noise_of_many_points_are_those_of_a_part(d):
     The part is the same for members that share the points, and none of it is
     held out, wherever the points stand."""
     points = data(3000, d=d)  # of which 2700 are fitted
-    order = torch.randperm(
-        3000, generator=helpers.random_generator(0, helpers.PART)
-    )
-    part = points[order[:2000]]
+    rows = helpers.some_of(3000, 2000)
+    part = points[rows]
     for members in (None, 2):
         result = quick(small_flow(members, dim=d), points, 1, jitter=1.0,
                        batch_size=900)  # fmt: skip
@@ -187,7 +186,7 @@ def test_unit_and_noise_of_many_points_are_those_of_a_part(d):
         expected = torch.full_like(result.noise, h * (2 / d) ** 0.5)
         torch.testing.assert_close(result.noise, expected)
         shift = part.mean(0).expand_as(result.noise)
-        assert not np.isin(result.held_out, order[:2000]).any()
+        assert not np.isin(result.held_out, rows).any()
         own = result.flow.outermost.shift[..., 0, :]
         torch.testing.assert_close(own, shift, rtol=1e-5, atol=1e-5)
 
@@ -365,15 +364,6 @@ def test_unit_and_origin_do_not_matter(coupling, a, c):
     torch.testing.assert_close(log_p, here.flow.log_probability(x), **close)
 
 
-def test_points_of_the_homeworks_size_keep_their_length():
-    """So nothing is gained or lost by the unit alone."""
-    points = data(300, d=3)
-    result = quick(small_flow(dim=3), 5 * points + 2, 1)
-    u = result.flow.outermost.inverse(split(5 * points + 2, 30)[0])[0]
-    assert abs(u.mean(0)).max() < 1e-5
-    assert u.square().sum(1).mean().item() == pytest.approx(6.25, rel=1e-4)
-
-
 def scales(points, **options):
     """Those that train finds, and of the points that it fits the largest
     coordinate and the root mean square length, in that unit."""
@@ -437,6 +427,7 @@ def test_columns_in_units_of_their_own_get_scales_of_their_own():
 def test_points_have_one_length_in_every_unit(d):
     """2.5, in one scale for all, one for each and the covariance's shape."""
     x = torch.from_numpy(np.random.default_rng(d).uniform(-1, 1, (500, d)))
+    assert len([*preparation.units(9 * x)]) == 2  # no shape
     x[:, 1] = x[:, 0] + 0.3 * x[:, 1]
     x = x * torch.arange(1, d + 1) + 7
     seen = [unit.inverse(x)[0] for unit in preparation.units(x)]
@@ -470,6 +461,22 @@ def test_columns_that_go_together_get_the_shape_of_their_covariance():
     for n, other in (300, hardly), (10, mix):  # too few
         flow = quick(small_flow(dim=3), data(n, d=3).double() @ other, 1).flow
         assert torch.equal(flow.outermost.shear, torch.eye(3))
+
+
+@pytest.mark.parametrize("name, epochs", [
+    ("wine", 120), ("breast_cancer", 30), ("iris", 120),
+])  # fmt: skip
+def test_tables_of_others_are_fitted_better_than_by_one_gaussian(name, epochs):
+    """In the units that they come in, held out."""
+    x = getattr(datasets, f"load_{name}")().data[:, :10]
+    flow = CouplingFlow(4, coupling="spline", dim=x.shape[1])
+    result = train(flow, x, epochs, valid_fraction=0.3, progress=False)
+    unit = x.std(0)  # scipy takes the covariance for singular in theirs
+    u, held_out = x / unit, x[result.held_out] / unit
+    u = np.delete(u, result.held_out, 0)
+    normal = stats.multivariate_normal(u.mean(0), np.cov(u.T))
+    log_p = normal.logpdf(held_out).mean() - np.log(unit).sum()
+    assert -result.best_valid_loss > log_p + 0.1
 
 
 def test_long_tails_do_not_decide_whether_columns_go_together():
@@ -552,11 +559,8 @@ def test_centres_are_the_sharpened_points(N):
         small_flow().double(), [points], recipe, generators
     )
     shift, scale = flow.outermost.shift, flow.outermost.scale
-    order = torch.randperm(
-        N, generator=helpers.random_generator(0, helpers.PART)
-    )
-    rows = np.setdiff1d(np.arange(N), found.rows)
-    part = points[order[:2000] if N > 2000 else rows]
+    rows = np.setdiff1d(np.arange(N), found.held_out)
+    part = points[helpers.some_of(N, 2000) if N > 2000 else rows]
     h = 1.5 * helpers.select_bandwidth(part)
     step = (len(rows) / len(part)) ** (-2 / 6)
     moved = helpers.sharpen(points[rows], h, step, part)
@@ -657,10 +661,10 @@ def test_a_flow_behind_a_gaussian_is_told():
     _, found = preparation.prepare(
         small_flow(), [torch.tensor(line)], training.Recipe(), generators
     )
-    rest = np.delete(line, found.rows, 0)  # as they are, not sharpened
+    rest = np.delete(line, found.held_out, 0)  # as they are, not sharpened
     root = np.cov(rest.T, bias=True)
     normal = stats.multivariate_normal(rest.mean(0), root, allow_singular=True)
-    expected = normal.logpdf(line[found.rows]).mean()
+    expected = normal.logpdf(line[found.held_out]).mean()
     assert found.gaussian.item() == pytest.approx(expected, rel=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -796,12 +800,8 @@ def test_one_outlier_does_not_hide_the_rest(where, coupling):
     robust rule; the likelihood that chooses among them is not robust."""
     points = data(200)
     widest = 1.5 * 1.2 * helpers.reference_bandwidth(points)
-    rest, held = split(points, 20)
-    (rest if where == "fitted" else held)[0] = 1e4
-    order = torch.randperm(
-        200, generator=helpers.random_generator(0, helpers.TRAINING)
-    )
-    points[order] = torch.cat([held, rest])
+    fitted, held_out = split(torch.arange(200), 20)
+    points[(fitted if where == "fitted" else held_out)[0]] = 1e4
     flow = small_flow(coupling=coupling)
     result = quick(flow, points, 10)
     assert result.noise.max() < 2 * widest  # quartiles for deviations
