@@ -87,6 +87,8 @@ CALLS = [
     (KDE.density, dict(grid=UNIT), dict(grid=[100])),
     (FLOW.density, dict(grid=UNIT), dict(grid=["grid"])),
     (SOLID.density, None, dict(grid=[Says(UNIT, "dim 3")])),
+    (h.GaussianKDE(WIDE, 1.0).density, None, dict(
+        grid=[Says(UNIT, "dim 3")])),
     (lambda dist_type: h.toy_distribution(dist_type), dict(
         dist_type="Moons"), dict(dist_type=["Moon", ["Moons"]])),
     (h.ToyDataset, dict(dist_type="Moons", num_samples=3), dict(
