@@ -126,6 +126,10 @@ CALLS = [
     (KDE.sample, dict(n=1), dict(n=[0])),
     (h.reference_bandwidth, dict(samples=POINTS), dict(
         samples=[FLAT, Says(ONE, "1$"), HUGE, Says(TINY, "must differ")])),
+    (h.LocalKDE, dict(samples=POINTS, neighbours=3), dict(
+        samples=[FLAT, Says(ONE, "1$"), ONE_NAN, "points",
+                 Says(torch.ones(5, 2), r"\[1.0, 1.0\]")],
+        neighbours=[0, 2.5, "3", None])),
     (h.select_bandwidth, dict(samples=POINTS, candidates=[1.0]), dict(
         samples=[FLAT, Says(ONE, "1$"), HUGE, Says(TINY, "must differ")],
         candidates=[[], Says([1e-200, 0.3], "1e-200"), "abc",

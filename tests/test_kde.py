@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 from truths import assert_mass_and_moments, normal_points
 
 import helpers
@@ -162,6 +162,17 @@ def test_local_widths_are_those_that_the_formula_says(N, k, d):
     ladder = 2.0 ** (1 - np.arange(17) / 4)
     scores = [log_f(samples, c, np.eye(N) == 1).mean() for c in ladder]
     assert ratio[0] == pytest.approx(ladder[np.argmax(scores)])
+
+
+def test_left_out_of_local_widths_reaches_a_lonely_sample():
+    """By the definition, up to a constant, where the kernels underflow."""
+    samples = np.vstack([draw(0, 40), [(300.0, 0.0)]])
+    kde = LocalKDE(samples, 5)
+    scale = kde.widths.numpy()[:, None]
+    logs = stats.norm(samples, scale).logpdf(samples[:, None]).sum(-1)
+    np.fill_diagonal(logs, -np.inf)
+    gap = kde.left_out(np.ones(1))[:, 0].numpy() - special.logsumexp(logs, 1)
+    assert_close(gap - gap[0], np.zeros(41), 1e-6)
 
 
 @each_d
