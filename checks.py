@@ -251,6 +251,11 @@ def check_bandwidth(H, d):
     matrix = H
     if not isinstance(H, (list, tuple)) and getattr(H, "ndim", 0) == 0:
         matrix = check_number(H, "H") * np.eye(d)
+    if as_tensor(matrix, "H").dim() == 1:
+        raise ValueError(
+            f"H must be a number > 0 or a {d} x {d} matrix, got {brief(H)}: "
+            "with a width for each column it is np.diag(H)"
+        )
     matrix = check_points(matrix, "H")
     rows = matrix.norm(dim=1, keepdim=True)
     possible = matrix.shape == (d, d) and SMALL < rows.min() < LARGE

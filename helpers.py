@@ -690,14 +690,19 @@ class CouplingLayer(nn.Module):
 
 class Coupling(nn.Module):
     """What a coordinate goes through. Made with members and its options, its
-    learnt numbers by per_member. Its one number, the `size`, is saved with a
-    flow's weights, which without it mean another density."""
+    learnt numbers by per_member. If it has a number that is not learnt, `size`
+    is its name: it is saved with a flow's weights, which without it mean
+    another density."""
+
+    size = None
 
     def get_extra_state(self):
-        return torch.tensor(getattr(self, self.size) or 0.0).double()
+        number = getattr(self, self.size) if self.size else None
+        return torch.tensor(number or 0.0).double()
 
     def set_extra_state(self, state):
-        setattr(self, self.size, state.item() or None)
+        if self.size:
+            setattr(self, self.size, state.item() or None)
 
 
 class AffineCoupling(Coupling):
@@ -799,13 +804,26 @@ class AffineMap(nn.Module):
         self.register_buffer("shear", torch.eye(dim).repeat(*lead, 1, 1))
 
     def set(self, shift, scale, shear=None):
-        shift = torch.as_tensor(shift, dtype=torch.float64)
-        self.shift.copy_(shift)
-        self.rest.copy_(shift - self.shift.cpu().double())
+        self.set_shift(torch.as_tensor(shift, dtype=torch.float64))
         self.scale.copy_(torch.as_tensor(scale))
         one = torch.eye(self.scale.shape[-1])
         self.shear.copy_(one if shear is None else shear)
         return self
+
+    def set_shift(self, shift):  # in float64
+        self.shift.copy_(shift)
+        self.rest.copy_(shift - self.shift.cpu().double())
+
+    def _apply(self, *to, **options):  # .float() and the like
+        shift = self.shift.cpu().double() + self.rest.cpu().double()
+        super()._apply(*to, **options).set_shift(shift)
+        return self
+
+    def _load_from_state_dict(self, state, prefix, *about):
+        super()._load_from_state_dict(state, prefix, *about)
+        parts = [state.get(prefix + name) for name in ("shift", "rest")]
+        if None not in parts and parts[0].shape == self.shift.shape:
+            self.set_shift(sum(part.cpu().double() for part in parts))
 
     def forward(self, u):
         """x and log |det dx/du|: (..., n, d) -> (..., n, d), (..., n)."""
@@ -1009,8 +1027,7 @@ def pick(values, index):
 
 
 # A coupling has a number of `outputs`, which it wants from the network for
-# each coordinate that moves, the name of its `size`, a number or None that is
-# saved with the weights, and forward and inverse, which take coordinates
+# each coordinate that moves, and forward and inverse, which take coordinates
 # (..., n, d - j) and those outputs to their images and log-slopes.
 COUPLINGS = {"affine": AffineCoupling, "spline": SplineCoupling}
 

@@ -391,7 +391,7 @@ def remarks(points, log_p, loss, trained):
             f"{most:.2g} nats a point: look for outliers, take logarithms of "
             "columns with long tails, or train longer"
         )
-    if (most := largest(loss + log_p)) > 100:
+    if (most := largest(loss + log_p)) > 15:
         yield (
             "the loss at the points that are fitted is higher than at those "
             f"held out, by {most:.2g} nats a point: some of them are "

@@ -4,6 +4,9 @@ python -m report                as they are saved
 python -m report --execute      run private copies first
 python -m report -p EPOCHS 50   with another value, wherever a notebook has
 python -m report -p 03.N 3000   such a parameter; in notebook 03 alone
+
+All four run each time. --notebooks names the folder that has them, --output
+the one to write to.
 """
 
 import argparse

@@ -217,6 +217,10 @@ function Pandoc(doc)
     local said = "Other parameters in " .. changed[1] .. ": "
     before:insert(pandoc.Para{pandoc.Str(said), pandoc.Code(changed[2])})
   end
+  if #before > 0 then
+    before:insert(pandoc.Para{pandoc.Str("Sentences describe the homework's " ..
+      "own settings; what is printed is this run's.")})
+  end
   for _, cell in ipairs(doc.blocks) do name_all(cell) end
   for _, cell in ipairs(doc.blocks) do
     where, notebook = cell.attributes.where, cell.attributes.notebook

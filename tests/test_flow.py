@@ -249,6 +249,26 @@ def test_flow_starts_near_the_identity(coupling):
     assert (first.weight.abs() == 1).all() and 2 < kinks.abs().max() <= 2.5
 
 
+def test_a_coupling_needs_no_number_to_be_saved(monkeypatch):
+    class Additive(helpers.Coupling):
+        outputs = 1
+
+        def __init__(self, members=None):
+            super().__init__()
+
+        def forward(self, z, outputs):
+            return z + outputs, 0 * z
+
+        def inverse(self, x, outputs):
+            return x - outputs, 0 * x
+
+    monkeypatch.setitem(helpers.COUPLINGS, "additive", Additive)
+    flow, x = make_flow(2, coupling="additive"), normal_points(5)
+    other = CouplingFlow(2, coupling="additive", seed=3).double()
+    other.load_state_dict(flow.state_dict())
+    assert torch.equal(other.log_probability(x), flow.log_probability(x))
+
+
 @pytest.mark.parametrize("coupling, saved, other", [
     *((*family, family[1]) for family in PLAIN),
     ("spline", {"interval": 3.0}, {}), ("affine", {"bound": 1.0}, {}),

@@ -515,6 +515,25 @@ def test_outliers_that_are_not_fitted_are_told():
     x[far] = 1e6
     with pytest.warns(UserWarning, match="higher .* held out, by .* outliers"):
         quick(small_flow(), x)
+    x = np.random.default_rng(1).normal(size=(1000, 2))
+    held = split(torch.tensor(x), 100)[1]
+    fitted = (torch.tensor(x) != held[:, None]).all(2).all(0).nonzero()[:, 0]
+    x[fitted[:3]] = 60
+    with pytest.warns(UserWarning, match="higher .* held out, by .* outliers"):
+        quick(small_flow(coupling="spline"), x, 5)
+
+
+def test_far_from_the_origin_a_flow_may_change_its_precision():
+    """The shift keeps its digits, whichever dtype it is saved and read in."""
+    x = data(200).double() + torch.tensor([5e9, -4e8])
+    flow = quick(small_flow().double(), x).flow
+    expected = flow.log_probability(x)
+    loaded = small_flow()
+    loaded.load_state_dict(flow.state_dict())
+    there = copy.deepcopy(loaded).double()
+    for other in (loaded, copy.deepcopy(flow).float(), there):
+        actual = other.log_probability(x).double()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0.01)
 
 
 def test_rounded_samples_are_told():
