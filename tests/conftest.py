@@ -2,6 +2,7 @@
 earlier sweeps, fixed examples."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["RUNS"] = ""  # every sweep trains
 os.environ.pop("TQDM_DISABLE", None)
+# A job in the background ignores Ctrl-C, and what it starts does too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

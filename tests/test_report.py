@@ -192,9 +192,8 @@ def test_a_run_with_parameters_says_so_and_changes_nothing(desk):
     assert "Nis90000.001" in first and "Nis400.001" in third
     message = desk.bind("-p", "01.N", "3")
     assert "01_kde.ipynb failed" in message and "ZeroDivision" in message
-    kill = "import os\nos.kill(os.getppid(), 2)"
-    again = [code(kill, count=None) for _ in range(3)]  # one may be lost
-    desk.put(NAMES[1], text("# B"), *again)
+    interrupt = code("import os\nos.kill(os.getppid(), 2)", count=None)
+    desk.put(NAMES[1], text("# B"), interrupt)
     stopped = "error: stopped; the last report stays"
     assert desk.bind("--execute") == stopped
     assert desk.read("report.pdf") == pdf and desk.read(NAMES[0]) == before
