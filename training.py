@@ -140,10 +140,9 @@ def train(flow, data, epochs, *, seed=0, progress=True, **recipe):
     data: a ToyDataset or points (N, d), rows in any order, in any unit; for S
     members one of these, or a list of S of one size. recipe: what differs
     from Recipe's defaults. Member i of seed s is trained as a single flow of
-    seed s + i would be. The data set the flow's outermost map anew, where
-    standardize is on. A KeyboardInterrupt after the first epoch returns what
-    was reached, and so does a loss that stops being finite, with a warning;
-    RuntimeError if nothing was. ValueError, TypeError for bad arguments.
+    seed s + i would be. A KeyboardInterrupt after the first epoch returns
+    what was reached, and so does a loss that stops being finite, with a
+    warning; RuntimeError if nothing was. ValueError, TypeError for bad input.
 
     >>> from helpers import CouplingFlow, ToyDataset
     >>> moons = ToyDataset("Moons", 500, seed=0)
