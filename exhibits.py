@@ -496,6 +496,12 @@ def table_of_printed(fits):
     return table(rows)
 
 
+def geometric_mean(fit):
+    """Of the KL as Fit.log_kl counts it, as text, in nats."""
+    mean = np.exp(fit.log_kl().mean())
+    return f"{'≥ ' * bool(fit.kl.max() > 1)}{mean:.3f}"
+
+
 def table_of_recipes(fits):
     """KL of {label: Fit}, and against the first one's, paired by seed and
     read together (Holm)."""
@@ -504,12 +510,12 @@ def table_of_recipes(fits):
     told = holm_intervals({k: logs[first] - logs[k] for k in others})
     return table({
         label: {
-            "geometric mean": np.exp(own.mean()),
-            "median": np.median(fits[label].kl),
-            "worst seed": f"{fits[label].kl.max():.3g}",
+            "geometric mean": geometric_mean(fit),
+            "median": np.median(fit.kl),
+            "worst seed": f"{fit.kl.max():.3g}",
             f"than {first}": in_factors(told[label]) if label in told else "",
         }
-        for label, own in logs.items()
+        for label, fit in fits.items()
     })  # fmt: skip
 
 

@@ -9,6 +9,7 @@ bandwidth of which the noise is a multiple (`smooth`).
 import contextlib
 import copy
 import math
+import warnings
 from functools import partial
 from typing import NamedTuple
 
@@ -57,6 +58,11 @@ def prepare(flow, sets, recipe, generators):
 
     sets: points (N, d), one for all members, or one each.
     """
+    if columns := sorted(set().union(*map(followers, sets))):
+        warnings.warn(
+            f"columns {columns} of data (counted from 0) each follow from "
+            "those before: leave them out", stacklevel=5,
+        )  # fmt: skip
     shares = [[g] for g in generators] if len(sets) > 1 else [generators]
     own = [
         member
@@ -182,6 +188,15 @@ def units(near):
         furthest = unit.inverse(points)[0].abs().max().item()
         unit.scale *= min(2, max(1, furthest / REACH))
         yield unit
+
+
+def followers(points):
+    """The columns of points (N, d) that those before them determine, to
+    within a millionth of their spread; of no more rows than columns, none."""
+    x, (n, d) = points - points.mean(0), points.shape
+    pivots = torch.linalg.qr(x, mode="r")[1].diagonal().abs()
+    follow = pivots < 1e-6 * x.norm(dim=0)[:n]
+    return follow.nonzero().flatten().tolist() if n > d else []
 
 
 def root_of_covariance(points):

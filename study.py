@@ -276,12 +276,12 @@ def sweep(
 
     settings: dicts with arguments of ToyDataset (dist_type may be a density,
     or a list with one for each seed), CouplingFlow and train. seeds: how
-    many, 0, 1, ...; each has its own data, weights and noise. Columns:
-    setting (its index), the settings, seed, kl and kl_se (nats, of the
-    weights used, on as many fresh points), valid_loss (nats) and best_epoch
-    of the lowest held-out loss, parameters, seconds (CPU, one member's
-    share), status: "ok", or what went wrong. results=True: -> (table, a
-    TrainingResult a setting, None for a failure).
+    many, 0, 1, ..., or a range; each has its own data, weights and noise.
+    Columns: setting (its index), the settings, seed, kl and kl_se (nats, of
+    the weights used, on as many fresh points), valid_loss (nats) and
+    best_epoch of the lowest held-out loss, parameters, seconds (CPU, one
+    member's share), status: "ok", or what went wrong. results=True: ->
+    (table, a TrainingResult a setting, None for a failure).
     The settings run in n_jobs processes (-1: one a core), or where
     joblib.parallel_config sends them, and are kept in runs/, or $RUNS, as
     soon as they are ready, if that can be written and is not empty; but for
@@ -292,7 +292,7 @@ def sweep(
     >>> table.status.tolist()
     ['ok', 'ok']
     """
-    seeds = range(check_integer(seeds, "seeds"))
+    seeds = check_seeds(seeds)
     check_settings(settings, len(seeds)), check_jobs(n_jobs)
     check_integer(points, "points", at_least=2)
     check_flag(results, "results"), check_flag(progress, "progress")
@@ -523,6 +523,18 @@ ROUTES = (
     names_of(CouplingFlow, CouplingLayer, *COUPLINGS.values()),
     {"epochs", *(field.name for field in fields(Recipe))},
 )
+
+
+def check_seeds(seeds):
+    """As a range."""
+    if not isinstance(seeds, range):
+        seeds = range(check_integer(seeds, "seeds"))
+    if not seeds or seeds.start < 0 or seeds.step != 1:
+        raise ValueError(
+            "seeds must be how many, or a range as range(8, 16), "
+            f"got {brief(seeds)}"
+        )
+    return seeds
 
 
 def check_jobs(n_jobs):

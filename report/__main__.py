@@ -58,6 +58,16 @@ def suits(value, default):
     return number and (value > 0 or default <= 0)
 
 
+def kind(default):
+    """What suits a number or a list of them, for a message."""
+    if isinstance(default, (list, tuple)) and default:
+        return kind(default[0]).replace("(", "(a list, each a ")
+    if isinstance(default, bool) or not isinstance(default, (int, float)):
+        return ""
+    sign = "positive " if default > 0 else ""
+    return f" ({sign}{'integer' if type(default) is int else 'number'})"
+
+
 def read(path):
     """A notebook, or what is wrong with its file."""
     try:
@@ -87,7 +97,8 @@ def choose(options, paths):
             default = known[path][name]["default"]
             if not suits(literal(text), literal(default)):
                 raise Refused(
-                    f"{path.name}: {name} must be like {default}, got {text}"
+                    f"{path.name}: {name} must be like {default}"
+                    f"{kind(literal(default))}, got {text}"
                 )
     return values
 

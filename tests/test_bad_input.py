@@ -210,7 +210,8 @@ CALLS = [
         interval=[None, (0.1, 0.0, 0.2)])),
     (partial(s.sweep, progress=False), dict(
         settings=[SETTING], seeds=1, points=9), dict(
-        settings=[[], SETTING, "Moons", [3]], seeds=[0], points=[1],
+        settings=[[], SETTING, "Moons", [3]], points=[1],
+        seeds=[0, range(0), range(-1, 1), range(1, 5, 2), [1, 2]],
         results=[2], n_jobs=[0, 1.5])),
     (partial(s.sweep, [SETTING]), None, dict(progress=[2])),
     (s.sweep, None, dict(setting=[

@@ -151,10 +151,10 @@ def test_the_report_is_bound_from_four_notebooks(desk):
 
 @pytest.mark.parametrize("option, message", [
     ("EPOCH 3", "no parameter EPOCH; there are BANDWIDTHS, EPOCHS, N"),
-    ("EPOCHS 0", "03_train_flows.ipynb: EPOCHS must be like 250, got 0"),
-    ("03.EPOCHS two", "EPOCHS must be like 250, got two"),
+    ("EPOCHS 0", f"{NAMES[2]}: EPOCHS must be like 250 (positive integer)"),
+    ("03.EPOCHS two", "EPOCHS must be like 250 (positive integer), got two"),
     ("01.EPOCHS 3", "no parameter 01.EPOCHS"),
-    ("BANDWIDTHS ['x']", "BANDWIDTHS must be like [0.1, 0.5], got ['x']"),
+    ("BANDWIDTHS ['x']", "like [0.1, 0.5] (a list, each a positive number)"),
 ])  # fmt: skip
 def test_parameters_are_refused_before_anything_runs(desk, option, message):
     ran = f"open({str(desk.path / 'ran')!r}, 'w')\n"

@@ -282,6 +282,9 @@ def test_sweep_runs_what_a_hand_would_run(serial):
         assert row.best_epoch == result.best_epoch
         # One network: 1 -> 4 -> 4 -> 2 with its biases.
         assert row.parameters == 8 + 20 + 10
+    alone = sweep(SETTINGS[:1], **OPTIONS | {"seeds": range(1, 2)})
+    assert alone.seed[0] == 1
+    assert alone.kl[0] == pytest.approx(table.kl[1], rel=1e-4)
     again = kl_divergence(toy_distribution("Moons"), results[2].flow, 500)
     own = table.kl[table.setting == 2].tolist()
     assert own == pytest.approx(again.value.tolist())
@@ -426,7 +429,7 @@ def test_what_another_library_computed_is_not_used(
 @pytest.mark.parametrize("changes, options", [
     ({"average": 0.5}, {}), ({"epochs": 3}, {}), ({"num_samples": 61}, {}),
     ({"dist_type": GaussianMixture([(0, 0)], 1.0)}, {}), ({}, {"seeds": 3}),
-    ({}, {"points": 501}),
+    ({}, {"seeds": range(1, 3)}), ({}, {"points": 501}),
 ])  # fmt: skip
 def test_what_has_changed_is_trained(monkeypatch, folder, changes, options):
     run_all(SETTINGS[:2])
