@@ -6,6 +6,7 @@ A message names the argument, what was expected and, in short, the value.
 import difflib
 import math
 import reprlib
+import warnings
 from numbers import Real
 
 import numpy as np
@@ -65,8 +66,10 @@ def real_array(array, name):
         real = isinstance(value, Real) and not isinstance(value, bool)
         if not real or abs(value) > 1e308:
             where = f" at {list(index)}" if index else ""
+            remedy = ": make numbers of that column first" if index else ""
             raise TypeError(
                 f"{name} must hold real numbers, got {brief(value)}{where}"
+                f"{remedy}"
             )
     if kind not in "biufcO":
         raise TypeError(f"{name} must hold real numbers, got {brief(array)}")
@@ -95,12 +98,10 @@ def check_points(
         raise ValueError(
             f"{name} must have shape {wanted} with n >= 1, got {shape}"
             + (f": {hint.format(shape[-1])}" if other and hint else "")
-            + (
-                ": reshape(-1, 1) makes it a column"
-                if len(shape) == 1 and dim in (None, 1)
-                else ""
-            )
-        )
+            + (": reshape(-1, 1) makes it a column"
+               if len(shape) == 1 and dim in (None, 1) else "")
+            + (": x[None] makes it a row" if shape == (dim,) != (1,) else "")
+        )  # fmt: skip
     if dtype is None:
         dtype = x.dtype if x.dtype == torch.float32 else torch.float64
     # In two steps, since Apple's devices have no float64.
@@ -117,9 +118,28 @@ def check_finite(x, name, given=None):
         place = (~torch.isfinite(x)).nonzero()[0].tolist()
         bad = (x if given is None else given)[tuple(place)].item()
         beyond = f", which is inf in {x.dtype}," if math.isfinite(bad) else ""
-        got = f"got {bad}{beyond} at {place}"
+        remedy = ": leave such rows out, or fill them" if bad != bad else ""
+        got = f"got {bad}{beyond} at {place}{remedy}"
         raise ValueError(f"{name} must be finite, {got}")
     return x
+
+
+def warn_of_steps(points, widths, name, stacklevel):
+    """Warn where the values of a column of points (N, d) repeat, and lie
+    further apart than twice the width of a kernel there: widths (d,)."""
+    columns = []
+    for k, column in enumerate(points.detach().T):
+        values = column.unique()
+        repeat = 1 < len(values) < len(column) / 2
+        if repeat and values.diff().median() > 2 * widths[k]:
+            columns.append(k)
+    if columns:
+        warnings.warn(
+            f"columns {columns} of {name} (counted from 0) have values in "
+            "steps, wider than a kernel there: the estimate is a comb, whose "
+            "log-probabilities say little; first add uniform noise as wide as "
+            "a step", stacklevel=stacklevel + 1,
+        )  # fmt: skip
 
 
 def check_single(points):

@@ -50,6 +50,7 @@ from checks import (
     check_points,
     check_samples,
     check_single,
+    warn_of_steps,
 )
 
 # The same digits on every x86-64 processor: a training amplifies the last
@@ -521,7 +522,10 @@ def select_bandwidth(samples, candidates=None):
     ValueError if there are fewer than two samples, all are equal, or there
     is no candidate.
     """
-    return best_left_out(samples, candidates)[0]
+    h = best_left_out(samples, candidates)[0]
+    points = check_samples(samples)
+    warn_of_steps(points, [h] * points.shape[1], "samples", stacklevel=2)
+    return h
 
 
 def best_left_out(samples, candidates=None):
@@ -679,7 +683,8 @@ class CouplingLayer(nn.Module):
         return self.merge(x1, z2), log_slope.sum(-1)
 
     def split(self, x):
-        """What passes and what moves: (..., d) -> (..., j), (..., d - j)."""
+        """What passes and what moves, cut where the mask changes:
+        (..., d) -> (..., j), (..., d - j)."""
         parts = x.tensor_split([self.mask.index(1 - self.mask[0])], -1)
         return parts if self.mask[0] else parts[::-1]
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from checks import brief, check_finite, check_points
+from checks import brief, check_finite, check_points, warn_of_steps
 from helpers import (
     FLOW_OF,
     PART,
@@ -70,6 +70,9 @@ def prepare(flow, sets, recipe, generators):
         for member in split_and_smooth(points, recipe, share)
     ]
     found = Prepared(*map(torch.stack, zip(*own, strict=True)))
+    noise = (found.noise[:, 0] * found.shear.norm(dim=-1)).amin(0)
+    if recipe.jitter:
+        warn_of_steps(sets[0], noise, "data", stacklevel=5)
     if flow.members is None:
         found = Prepared(*(part[0] for part in found))
     trained = copy.deepcopy(flow)

@@ -221,7 +221,7 @@ def in_words(interval):
         return f"better by {interval}"
     if high < 0:
         return f"worse by {Interval(-mean, -high, -low)}"
-    return f"cannot tell: better by [{low:.3f}, {high:.3f}]"
+    return f"cannot tell: gain in [{low:.3f}, {high:.3f}]"
 
 
 def in_factors(interval):
@@ -527,9 +527,10 @@ ROUTES = (
 
 def check_seeds(seeds):
     """As a range."""
-    if not isinstance(seeds, range):
+    if not isinstance(seeds, (range, list, tuple)):
         seeds = range(check_integer(seeds, "seeds"))
-    if not seeds or seeds.start < 0 or seeds.step != 1:
+    ranged = isinstance(seeds, range) and seeds.start >= 0 == seeds.step - 1
+    if not ranged or not seeds:
         raise ValueError(
             "seeds must be how many, or a range as range(8, 16), "
             f"got {brief(seeds)}"

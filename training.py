@@ -24,7 +24,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from checks import check_flag, check_integer, check_names, check_number
-from helpers import TRAINING, CouplingFlow, one_thread, random_generators
+from helpers import (
+    TRAINING,
+    CouplingFlow,
+    GaussianKDE,
+    one_thread,
+    random_generators,
+)
 from preparation import no_worse, prepare, training_sets
 
 
@@ -285,7 +291,7 @@ class Checkpoint(NamedTuple):
         )
         best_epoch = valid_losses.nan_to_num(nan=math.inf).argmin(0)
         best_loss = volume - self.best.mean(-1)
-        for remark in remarks(points, -best_loss, losses[-1], trained):
+        for remark in remarks(points, self, losses[-1] - volume, trained):
             warn(remark)
         entries = best_epoch, best_loss, self.epoch, self.diverged
         if trained.members is None:
@@ -378,15 +384,30 @@ def log_volume(flow):
     return flow.outermost.scale.log().sum((-2, -1))
 
 
-def remarks(points, log_p, loss, trained):
-    """What the user should know of a fit: mean log p of the held-out points
-    and loss at the training points at the end, () or (S,)."""
-    log_p, loss = log_p.cpu(), loss.cpu()
-    if (most := largest(points.gaussian - log_p)) > 0.1:
+def remarks(points, kept, loss, trained):
+    """What the user should know of a fit: a Checkpoint, and the loss at the
+    training points at the end, () or (S,), all in the layers' unit."""
+    log_p, volume = kept.best.mean(-1), log_volume(trained)
+    if (most := largest(points.gaussian - log_p + volume)) > 0.1:
         yield (
             "on the held-out points one Gaussian is better than the flow, by "
-            f"{most:.2g} nats a point: look for outliers, take logarithms of "
-            "columns with long tails, or train longer"
+            f"{most:.2g} nats a point: look for outliers, and for codes such "
+            "as -999, take logarithms of columns with long tails, or train "
+            "longer"
+        )
+    target, few = target_log_p(points)
+    if (most := largest(target - kept.best[..., :few].mean(-1).cpu())) > 0.5:
+        yield (
+            "on the held-out points the kernel estimate that the flow is "
+            f"fitted to is better than the flow, by {most:.2g} nats a point: "
+            "take a kernel estimate, or more layers, splines, more epochs"
+        )
+    epoch, count = kept.epoch.min().item() + 1, len(kept.losses)
+    if epoch < count / 10:
+        yield (
+            f"on the held-out points the flow was best in epoch {epoch} of "
+            f"{count}, when it had hardly begun: hold out more rows "
+            "(valid_fraction), or take a kernel estimate"
         )
     if (most := largest(loss + log_p)) > 15:
         yield (
@@ -398,9 +419,27 @@ def remarks(points, log_p, loss, trained):
     digits = torch.finfo(unit.shift.dtype).eps * unit.shift.abs() / unit.scale
     if (most := largest(digits)) > 1e-3:
         yield (
-            "a column of data lies so far from 0, for its spread, that "
-            f"samples are rounded to {most:.1g} of it: take flow.double()"
+            "the data lie so far from 0, for their spread in some direction, "
+            f"that samples of the flow are rounded to {most:.1g} of it: take "
+            "flow.double()"
         )
+
+
+def target_log_p(points, few=200):
+    """Mean log p of the first few held-out points under the kernel estimate
+    that the flow is fitted to, in the layers' unit, () or (S,), and how few;
+    NaN where there is no noise."""
+    lead, noise = points.noise.shape[:-2], points.noise.flatten(0, -2).double()
+    if not (noise > 0).all():
+        return torch.full(lead, math.nan), few
+    centres, valid = (
+        x.reshape(-1, *x.shape[-2:]) for x in (points.centres, points.valid)
+    )
+    log_p = [
+        GaussianKDE(x, torch.diag(h)).log_probability(v[:few]).mean()
+        for x, h, v in zip(centres, noise, valid, strict=True)
+    ]
+    return torch.stack(log_p).reshape(lead), few
 
 
 def largest(values):

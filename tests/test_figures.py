@@ -134,7 +134,7 @@ def test_groups_show_every_seed(groups):
      "smaller: × 0.61 [0.47, 0.78]"),
     ((-0.5, -0.75, -0.25), "worse by 0.500 [0.250, 0.750]",
      "larger: × 1.65 [1.28, 2.12]"),
-    ((0.1, -0.1, 0.3), "cannot tell: better by [-0.100, 0.300]",
+    ((0.1, -0.1, 0.3), "cannot tell: gain in [-0.100, 0.300]",
      "cannot tell: × 0.90 [0.74, 1.11]"),
 ])  # fmt: skip
 def test_words_say_which_way(interval, words, factors):

@@ -536,12 +536,70 @@ def test_far_from_the_origin_a_flow_may_change_its_precision():
         torch.testing.assert_close(actual, expected, rtol=0, atol=0.01)
 
 
+def test_whole_numbers_are_told():
+    """Where kernels are narrower than their steps, and not where noise or a
+    wide spread fills these."""
+    random = np.random.default_rng(0)
+    counts = random.poisson([1000, 3], (600, 2)).astype(float)
+    unit = counts.std(0)
+    with pytest.warns(UserWarning, match=r"columns \[1\] of data .* comb"):
+        quick(small_flow(), counts)
+    with pytest.warns(UserWarning, match=r"\[1\] of samples .*comb") as seen:
+        helpers.select_bandwidth(counts / unit)
+    assert seen[0].filename == __file__
+    filled = counts + random.uniform(-0.5, 0.5, counts.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quick(small_flow(), filled)
+        helpers.select_bandwidth(filled / unit)
+        helpers.select_bandwidth(counts[:3])  # no step is known from three
+
+
+def test_a_flow_behind_its_target_is_told():
+    random = np.random.default_rng(0)
+    towns = random.normal(size=(300, 2)) * 0.01
+    towns += random.uniform(-90, 90, (5, 2))[random.integers(5, size=300)]
+    found = [
+        preparation.prepare(
+            small_flow(members), [torch.tensor(towns)], training.Recipe(),
+            helpers.random_generators(0, members, helpers.TRAINING),
+        )[1] for members in (1, 2)
+    ]  # fmt: skip
+    for members in (None, 2):
+        with pytest.warns(UserWarning, match="kernel estimate .* is better"):
+            quick(small_flow(members), towns)
+    one, two = (training.target_log_p(of, 20)[0] for of in found)
+    assert one.shape == (1,) and two.shape == (2,) and one[0] == two[0]
+    points = found[1]
+    away = points.valid[1, :20, None].double() - points.centres[1].double()
+    scale = points.noise[1, 0].double()
+    log_k = torch.tensor(stats.norm.logpdf(away, scale=scale)).sum(2)
+    expected = torch.logsumexp(log_k, 1).mean() - np.log(away.shape[1])
+    assert two[1].item() == pytest.approx(expected.item())
+    bare = points._replace(noise=0 * points.noise)
+    assert training.target_log_p(bare)[0].isnan().all()
+
+
+def test_a_flow_that_has_hardly_begun_is_told():
+    """In the beginning it is narrower than the points: best where those that
+    are held out lie in the middle."""
+    x = data().double()
+    held = (x == split(x, 10)[1][:, None]).all(2).any(0)
+    x[held] = x.mean(0)
+    with pytest.warns(UserWarning, match="epoch . of 60, when .* begun"):
+        result = quick(small_flow(), x, 60)
+    assert result.used_epoch < 5
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*hardly begun")
+        quick(small_flow(), data(), 9, tolerance=math.inf)
+
+
 def test_rounded_samples_are_told():
     x = data() + torch.tensor([3e6, 0])
     with pytest.warns(UserWarning, match="rounded to .* flow.double"):
         quick(small_flow(), x.double() + 0.1)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", "a column of data lies so far")
+        warnings.filterwarnings("error", "the data lie so far")
         quick(small_flow().double(), x.double(), 4)
         quick(small_flow(), data() + 500)
 
