@@ -385,9 +385,12 @@ def log_volume(flow):
 
 
 def remarks(points, kept, loss, trained):
-    """What the user should know of a fit: a Checkpoint, and the loss at the
-    training points at the end, () or (S,), all in the layers' unit."""
-    log_p, volume = kept.best.mean(-1), log_volume(trained)
+    """What the user should know of a fit: of a Checkpoint, and the loss at
+    the training points at the end, () or (S,), in the layers' unit."""
+    best, loss, volume = (
+        x.cpu() for x in (kept.best, loss, log_volume(trained))
+    )
+    log_p = best.mean(-1)
     if (most := largest(points.gaussian - log_p + volume)) > 0.1:
         yield (
             "on the held-out points one Gaussian is better than the flow, by "
@@ -396,7 +399,7 @@ def remarks(points, kept, loss, trained):
             "longer"
         )
     target, few = target_log_p(points)
-    if (most := largest(target - kept.best[..., :few].mean(-1).cpu())) > 0.5:
+    if (most := largest(target - best[..., :few].mean(-1))) > 0.5:
         yield (
             "on the held-out points the kernel estimate that the flow is "
             f"fitted to is better than the flow, by {most:.2g} nats a point: "
@@ -429,15 +432,16 @@ def target_log_p(points, few=200):
     """Mean log p of the first few held-out points under the kernel estimate
     that the flow is fitted to, in the layers' unit, () or (S,), and how few;
     NaN where there is no noise."""
-    lead, noise = points.noise.shape[:-2], points.noise.flatten(0, -2).double()
-    if not (noise > 0).all():
+    lead = points.noise.shape[:-2]
+    if not (points.noise > 0).all():
         return torch.full(lead, math.nan), few
-    centres, valid = (
-        x.reshape(-1, *x.shape[-2:]) for x in (points.centres, points.valid)
+    parts = (
+        x.cpu().reshape(-1, *x.shape[-2:])
+        for x in (points.noise, points.centres, points.valid)
     )
     log_p = [
-        GaussianKDE(x, torch.diag(h)).log_probability(v[:few]).mean()
-        for x, h, v in zip(centres, noise, valid, strict=True)
+        GaussianKDE(x, torch.diag(h[0])).log_probability(v[:few]).mean()
+        for h, x, v in zip(*parts, strict=True)
     ]
     return torch.stack(log_p).reshape(lead), few
 

@@ -166,8 +166,9 @@ def bind(options, work):
     run = options.execute or options.p
     if run:
         values = choose(options.p, paths)
-        jobs = (execute(path, values, work) for path in paths[::-1])
-        done |= dict(joblib.Parallel(2)(jobs))  # the longest first
+        longest_first = paths[:1:-1] + paths[:2]
+        jobs = (execute(path, values, work) for path in longest_first)
+        done |= dict(joblib.Parallel(2)(jobs))
     report, about["report"] = merge({path.name: done[path] for path in paths})
     if run:
         about["report"]["figures"] = work / "figures"
