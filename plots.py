@@ -341,7 +341,7 @@ def draw_curves(curves, xlabel, colors=(), lines=None, width=WIDTH):
     """KLs against numbers on log scales, {title: {label: {x: values
     (n,)}}}, a panel a title: every seed's, means and intervals. lines:
     {label: {x: y}}, in every panel, of which nothing scatters."""
-    fig, axes = panels(1, len(curves), 2.0, width=width, sharey=True)
+    fig, axes = panels(1, len(curves), 2.3, width=width, sharey=True)
     named = {}
     for ax, (title, of) in zip(axes[0], curves.items(), strict=True):
         for label, values in of.items():
