@@ -396,3 +396,19 @@ def test_bandwidth_does_not_depend_on_rows_that_come_in_turns():
     mixed, turned = helpers.select_bandwidth(random.permutation(x)), x[::-1]
     for rows in (x, turned.copy()):
         assert helpers.select_bandwidth(rows) == pytest.approx(mixed, rel=0.6)
+
+
+@pytest.mark.parametrize("wide", [30, 100, 300, 1000, 5000])
+@pytest.mark.parametrize("share", [0, 0.45])
+def test_the_ladder_of_widths_leaves_none_out(wide, share, random):
+    """Two far clusters, whose best width lies below what the spread
+    suggests, and points about one cluster, where it lies above."""
+    x = random.normal(size=(400, 2))
+    if share:
+        x[: int(400 * share)] *= wide
+    else:
+        x[:200] += wide
+    h = helpers.reference_bandwidth(x)
+    ladder = 1.2 * h * 2.0 ** (np.arange(-60, 61) / 4)
+    best = ladder[helpers.leave_one_out(x, ladder).argmax()]
+    assert helpers.select_bandwidth(x) == pytest.approx(float(best))
