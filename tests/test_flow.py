@@ -412,3 +412,33 @@ def test_spline_pieces_are_at_least_a_share_of_an_equal_one():
     widths = spline.knots(raw).diff()
     torch.testing.assert_close(widths[1:], torch.full((7,), 2 * 0.16 / 8))
     torch.testing.assert_close(widths.sum(), torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("members", [None, 3])
+@pytest.mark.parametrize("kept", [1, 4])
+@pytest.mark.parametrize("start", ["uniform", "spread"])
+def test_weights_start_within_the_sizes_that_are_said(start, kept, members):
+    """Uniform, so that the largest of many comes near its bound."""
+    mask, hidden = [1] * kept + [0] * 100, 200
+    layer = helpers.CouplingLayer(
+        mask, members, hidden=hidden, start=start, seed=4
+    )
+    first, second, last = (layer.network[k] for k in (0, 2, 4))
+    near, far = kept**-0.5, hidden**-0.5
+    bounds = {
+        "uniform": (near, near, far, far, far, far),
+        "spread": (near, 2.5, far * 6**0.5, far, far / 20, far / 20),
+    }[start]
+    weights = (w for map in (first, second, last) for w in map.parameters())
+    for weight, bound in zip(weights, bounds, strict=True):
+        assert 0.95 * bound < weight.abs().max() < 1.0001 * bound
+        assert abs(weight.mean()) < 0.2 * bound
+    if start == "spread":
+        lengths = first.weight.norm(dim=-2)
+        torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+def test_members_of_one_generator_differ():
+    one = torch.Generator().manual_seed(0)
+    drawn = helpers.random_generators(one, 60, helpers.WEIGHTS)
+    assert len({generator.initial_seed() for generator in drawn}) == 60
