@@ -498,8 +498,8 @@ def table_of_printed(fits):
 
 def geometric_mean(fit):
     """Of the KL as Fit.log_kl counts it, as text, in nats."""
-    mean = np.exp(fit.log_kl().mean())
-    return f"{'≥ ' * bool(fit.kl.max() > 1)}{mean:.3f}"
+    sign = "≥ " if fit.kl.max() > 1 else ""
+    return f"{sign}{np.exp(fit.log_kl().mean()):.3f}"
 
 
 def table_of_recipes(fits):

@@ -522,9 +522,9 @@ def select_bandwidth(samples, candidates=None):
     ValueError if there are fewer than two samples, all are equal, or there
     is no candidate.
     """
+    samples = check_samples(samples)
     h = best_left_out(samples, candidates)[0]
-    points = check_samples(samples)
-    warn_of_steps(points, [h] * points.shape[1], "samples", stacklevel=2)
+    warn_of_steps(samples, [h] * samples.shape[1], "samples", stacklevel=2)
     return h
 
 

@@ -398,8 +398,9 @@ def remarks(points, kept, loss, trained):
             "as -999, take logarithms of columns with long tails, or train "
             "longer"
         )
-    target, few = target_log_p(points)
-    if (most := largest(target - best[..., :few].mean(-1))) > 0.5:
+    few = points._replace(valid=points.valid[..., :200, :])
+    target = target_log_p(few) - best[..., :200].mean(-1)
+    if (most := largest(target)) > 0.5:
         yield (
             "on the held-out points the kernel estimate that the flow is "
             f"fitted to is better than the flow, by {most:.2g} nats a point: "
@@ -408,9 +409,9 @@ def remarks(points, kept, loss, trained):
     epoch, count = kept.epoch.min().item() + 1, len(kept.losses)
     if epoch < count / 10:
         yield (
-            f"on the held-out points the flow was best in epoch {epoch} of "
-            f"{count}, when it had hardly begun: hold out more rows "
-            "(valid_fraction), or take a kernel estimate"
+            f"on the held-out points the weights of epoch {epoch} of {count} "
+            "were the best, when training had hardly begun: hold out more "
+            "rows (valid_fraction), or take a kernel estimate"
         )
     if (most := largest(loss + log_p)) > 15:
         yield (
@@ -428,22 +429,21 @@ def remarks(points, kept, loss, trained):
         )
 
 
-def target_log_p(points, few=200):
-    """Mean log p of the first few held-out points under the kernel estimate
-    that the flow is fitted to, in the layers' unit, () or (S,), and how few;
-    NaN where there is no noise."""
+def target_log_p(points):
+    """Mean log p of the held-out points under the kernel estimate that the
+    flow is fitted to, in the layers' unit: () or (S,). NaN without noise."""
     lead = points.noise.shape[:-2]
     if not (points.noise > 0).all():
-        return torch.full(lead, math.nan), few
+        return torch.full(lead, math.nan)
     parts = (
         x.cpu().reshape(-1, *x.shape[-2:])
         for x in (points.noise, points.centres, points.valid)
     )
     log_p = [
-        GaussianKDE(x, torch.diag(h[0])).log_probability(v[:few]).mean()
+        GaussianKDE(x, torch.diag(h[0])).log_probability(v).mean()
         for h, x, v in zip(*parts, strict=True)
     ]
-    return torch.stack(log_p).reshape(lead), few
+    return torch.stack(log_p).reshape(lead)
 
 
 def largest(values):

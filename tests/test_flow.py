@@ -429,7 +429,7 @@ def test_weights_start_within_the_sizes_that_are_said(start, kept, members):
         "uniform": (near, near, far, far, far, far),
         "spread": (near, 2.5, far * 6**0.5, far, far / 20, far / 20),
     }[start]
-    weights = (w for map in (first, second, last) for w in map.parameters())
+    weights = (w for of in (first, second, last) for w in of.parameters())
     for weight, bound in zip(weights, bounds, strict=True):
         assert 0.95 * bound < weight.abs().max() < 1.0001 * bound
         assert abs(weight.mean()) < 0.2 * bound
